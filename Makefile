@@ -9,7 +9,7 @@ OUT    ?= out
 
 # pip picks the CPU build of torch on macOS and Windows. On Linux without a GPU, save gigabytes with
 #   export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
