@@ -7,6 +7,7 @@ active it calls the base implementation and nothing else. An intervention is bou
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -77,6 +78,14 @@ def install(model: PreTrainedModel, base: str = "sdpa") -> bool:
     return True
 
 
+def _base_function(base: str, module: nn.Module) -> Attend:
+    if base == "eager":  # eager attention differs between architectures (soft-capping, sinks): take the model's own
+        own: Attend = sys.modules[type(module).__module__].eager_attention_forward
+        return own
+    registered: Attend = ALL_ATTENTION_FUNCTIONS[base]
+    return registered
+
+
 def _interceptable(base: str) -> Attend:
     def attention(
         module: nn.Module,
@@ -86,7 +95,7 @@ def _interceptable(base: str) -> Attend:
         attention_mask: Tensor | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attend: Attend = ALL_ATTENTION_FUNCTIONS[base]
+        attend = _base_function(base, module)
         intervention = _ACTIVE.get()
         if intervention is None:
             return attend(module, query, key, value, attention_mask, **kwargs)

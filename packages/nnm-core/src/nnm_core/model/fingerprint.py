@@ -1,0 +1,61 @@
+"""A hash of everything that a stored state depends on: a state of another fingerprint is a miss."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FORMAT = 1
+_SAMPLE = 64
+# Keys of a configuration that say where the model came from or how it is run, not what it computes.
+_IRRELEVANT = frozenset(
+    {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "use_cache", "_commit_hash"}
+)
+
+
+def digest(*parts: str | bytes) -> str:
+    """SHA-256 over length-prefixed `parts`, hexadecimal."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8") if isinstance(part, str) else part
+        hasher.update(len(data).to_bytes(8, "big"))
+        hasher.update(data)
+    return hasher.hexdigest()
+
+
+def model_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of configuration (rotary settings included), weights, dtype, attention, tokenizer and chat template.
+
+    Weights enter by a sample: the first and last 64 values of every parameter. That tells fine-tunes apart
+    without reading gigabytes at each start.
+    """
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _IRRELEVANT}
+    return digest(
+        str(FORMAT),
+        type(model).__name__,
+        json.dumps(config, sort_keys=True, default=str),
+        _weights_digest(model),
+        str(model.dtype),
+        str(model.config._attn_implementation),
+        tokenizer_digest(tokenizer),
+    )
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of vocabulary, merges, normalisation and chat template."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    body = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    return digest(body, json.dumps(tokenizer.chat_template, sort_keys=True, default=str))
+
+
+def _weights_digest(model: PreTrainedModel) -> str:
+    parts: list[str | bytes] = []
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        sample = torch.cat([flat[:_SAMPLE], flat[-_SAMPLE:]]).cpu()
+        parts += [name, str(tuple(parameter.shape)), sample.contiguous().view(torch.uint8).numpy().tobytes()]
+    return digest(*parts)

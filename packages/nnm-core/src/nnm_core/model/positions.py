@@ -1,0 +1,327 @@
+"""Where a state may be put: found by measuring the model, not by a list of names.
+
+Keys are kept before rotation. Each family of rotary models hands the attention modules a pair ``(cos, sin)``; a
+pre-hook can swap it for ``(1, 0)``, so that keys leave the module unrotated (after any QK norm), and the rotation
+is done later by the model's own function with the model's own tables. That repeats the arithmetic of an ordinary
+forward pass bit for bit, for partial, interleaved, scaled (YaRN, llama3, linear) and per-layer (local and global)
+rotary embeddings alike, and layers without positions (NoPE) are recognised because their keys do not change.
+`measure_positions` proves this on the model at hand; what it cannot prove, it does not use.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+
+from nnm_core.errors import PositionError, UnsupportedModelError
+from nnm_core.model.attention import Attend, intervene
+
+Family = Literal["rotary", "free", "fixed"]
+Tables = tuple[Tensor, Tensor]
+_PROBE = 6
+# Rotary tables of these kinds change with the length of the whole sequence.
+_LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """The rotation of one layer: its table module with fixed arguments, and the function that applies it."""
+
+    module: nn.Module
+    arguments: dict[str, Any]
+    apply: Callable[..., tuple[Tensor, Tensor]]
+
+    def tables(self, positions: Tensor, like: Tensor) -> Tables:
+        """(cos, sin), each [batch, tokens, rotary_dim], for integer `positions` [batch, tokens]."""
+        cos, sin = self.module(like, position_ids=positions, **self.arguments)
+        return cos, sin
+
+    def rotate(self, states: Tensor, tables: Tables) -> Tensor:
+        """Rotate queries or keys [batch, heads, tokens, head_dim]; dimensions past the tables' width pass through."""
+        cos, sin = tables
+        width = cos.shape[-1]
+        turned = self.apply(states[..., :width], states[..., :width], cos, sin)[0]
+        return turned if width == states.shape[-1] else torch.cat([turned, states[..., width:]], dim=-1)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What was found out about a model's positions.
+
+    Attributes:
+        family: ``rotary``: keys are kept unrotated and can be rotated to any place; ``free``: keys hold no position
+            (ALiBi, NoPE), any place; ``fixed``: only the place where they were computed.
+        layers: number of layers with keys and values.
+        rotary: for each layer its rotation, None where the layer has none.
+        length_limit: with rotary tables that change with the sequence length, the length up to which they do not.
+        note: why the family is not better, for the user to read; empty when nothing is to be said.
+    """
+
+    family: Family
+    layers: int
+    rotary: tuple[Rotary | None, ...] = ()
+    length_limit: int | None = None
+    note: str = ""
+
+    def check_move(self, computed_at: int, placed_at: int, length: int) -> None:
+        """Raise `PositionError` unless `length` tokens computed at one position may be placed at another."""
+        if self.family == "fixed" and computed_at != placed_at:
+            raise PositionError(
+                f"This model's positions are part of its states: computed at {computed_at}, wanted at {placed_at}.",
+                hint="Keep the left context as it was, or let the text be read (policy='exact').",
+            )
+        if self.length_limit is not None and placed_at + length > self.length_limit:
+            raise PositionError(
+                f"This model's rotary tables change beyond {self.length_limit} positions.",
+                hint="Use fewer or shorter memories, or mode='read'.",
+            )
+
+    def place(self, keys: Sequence[Tensor], start: int) -> list[Tensor]:
+        """Every layer's keys as they belong at positions ``start ...``; [kv_heads, tokens, head_dim] in and out."""
+        if not self.rotary:
+            return list(keys)
+        where = torch.arange(start, start + keys[0].shape[-2], device=keys[0].device)[None]
+        tables: dict[tuple[int, str], Tables] = {}
+        placed = []
+        for rotary, key in zip(self.rotary, keys, strict=True):
+            if rotary is not None:
+                name = (id(rotary.module), str(rotary.arguments))
+                if name not in tables:  # most models share one table between all layers
+                    tables[name] = rotary.tables(where, key)
+                key = rotary.rotate(key[None], tables[name])[0]
+            placed.append(key)
+        return placed
+
+
+# --- deferred rotation -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class DeferredRotation:
+    """While active, attention modules see identity tables; queries are rotated here, keys by `rotate_keys`."""
+
+    rotary: tuple[Rotary | None, ...]
+    tables: dict[int, Tables] = field(default_factory=dict)
+
+    def rotate_keys(self, layer: int, keys: Tensor) -> Tensor:
+        """Rotate this pass's new keys of `layer`; called by the cache that receives them unrotated."""
+        rotary = self.rotary[layer]
+        return keys if rotary is None else rotary.rotate(keys, self.tables[layer])
+
+    def __call__(
+        self,
+        attend: Attend,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """An `AttentionIntervention`: rotate the queries, then attend as usual."""
+        return attend(module, self.rotate_keys(_layer_of(module), query), key, value, attention_mask, **kwargs)
+
+
+_DEFERRED: ContextVar[DeferredRotation | None] = ContextVar("nnm_deferred_rotation", default=None)
+
+
+@contextmanager
+def deferred(rotary: tuple[Rotary | None, ...]) -> Iterator[DeferredRotation]:
+    """Run forward passes whose keys reach the cache unrotated; the cache must rotate them with `rotate_keys`."""
+    run = DeferredRotation(rotary)
+    token = _DEFERRED.set(run)
+    try:
+        with intervene(run):
+            yield run
+    finally:
+        _DEFERRED.reset(token)
+
+
+def _defer_tables(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Forward pre-hook of every attention module; does nothing unless a deferred rotation is active."""
+    run = _DEFERRED.get()
+    if run is None or run.rotary[_layer_of(module)] is None:
+        return None
+    cos, sin = kwargs["position_embeddings"]
+    run.tables[_layer_of(module)] = (cos, sin)
+    return args, {**kwargs, "position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin))}
+
+
+def _layer_of(module: nn.Module) -> int:
+    return int(module.layer_idx)  # type: ignore[arg-type]  # nn.Module.__getattr__ is typed Tensor | Module
+
+
+# --- measurement -----------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def measure_positions(model: PreTrainedModel, name: str) -> Positions:
+    """Find the position family of `model` with a few forward passes over six tokens.
+
+    Raises:
+        UnsupportedModelError: when a later token changes an earlier one's output (not a causal decoder).
+    """
+    ids = _probe_ids(model)
+    keys = _keys(model, ids)
+    if not keys:
+        raise UnsupportedModelError(f"{name} returns no keys and values.", hint="Use a decoder-only transformer.")
+    _refuse_non_causal(model, ids, name)
+    found = _find_rotary(model, ids)
+    if found is None:
+        return _family_without_tables(model, ids, keys)
+    rotary = _confirm_rotary(model, ids, keys, found)
+    if rotary is None:
+        return Positions("fixed", len(keys), note="its rotation could not be reproduced; states stay where they are")
+    for attention in _attention_modules(model):
+        attention.register_forward_pre_hook(_defer_tables, with_kwargs=True)
+    return Positions("rotary", len(keys), rotary, length_limit=_length_limit(model.config))
+
+
+def _probe_ids(model: PreTrainedModel) -> Tensor:
+    size = model.get_input_embeddings().weight.shape[0]
+    return ((torch.arange(_PROBE) * 7919 + 11) % size)[None].to(model.get_input_embeddings().weight.device)
+
+
+def _keys(model: PreTrainedModel, ids: Tensor) -> list[Tensor]:
+    cache = DynamicCache()
+    model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return [layer.keys for layer in cache.layers if layer.keys is not None]
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    tolerance = 1e-5 if a.dtype == torch.float32 else 2e-2
+    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=tolerance, atol=tolerance)
+
+
+def _refuse_non_causal(model: PreTrainedModel, ids: Tensor, name: str) -> None:
+    changed = ids.clone()
+    changed[0, -1] = ids[0, 0]
+    before, after = (model(input_ids=x).logits[0, : _PROBE - 1] for x in (ids, changed))
+    if not _close(before, after):
+        raise UnsupportedModelError(
+            f"{name} is not causal: a later token changes earlier outputs.", hint="Use a decoder-only transformer."
+        )
+
+
+def _attention_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """One attention module a layer, in order (cross-checked against the cache by the caller)."""
+    found = {
+        _layer_of(module): module
+        for module in model.modules()
+        if isinstance(getattr(module, "layer_idx", None), int) and type(module).__name__.endswith("Attention")
+    }
+    return [found[index] for index in sorted(found)]
+
+
+def _find_rotary(model: PreTrainedModel, ids: Tensor) -> tuple[Rotary | None, ...] | None:
+    """For each layer the table module whose output it was handed in one pass, or None if layers get no tables."""
+    calls: list[tuple[nn.Module, dict[str, Any], Tensor]] = []
+    handed: dict[int, Tensor] = {}
+
+    def on_tables(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if isinstance(output, tuple) and len(output) == 2:
+            bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+            extra = {k: v for k, v in bound.items() if k not in ("x", "position_ids", "self")}
+            calls.append((module, extra, output[0]))
+
+    def on_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tables = kwargs.get("position_embeddings")
+        if isinstance(tables, tuple) and len(tables) == 2:
+            handed[_layer_of(module)] = tables[0]
+
+    attentions = _attention_modules(model)
+    tables_of = [m for m in model.modules() if "Rotary" in type(m).__name__]
+    hooks = [m.register_forward_hook(on_tables, with_kwargs=True) for m in tables_of]
+    hooks += [m.register_forward_pre_hook(on_attention, with_kwargs=True) for m in attentions]
+    try:
+        model(input_ids=ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not handed:
+        return None
+    return tuple(_rotary_of(module, handed.get(_layer_of(module)), calls) for module in attentions)
+
+
+def _rotary_of(
+    attention: nn.Module, cos: Tensor | None, calls: list[tuple[nn.Module, dict[str, Any], Tensor]]
+) -> Rotary | None:
+    apply = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+    for module, arguments, output in calls:
+        if output is cos and apply is not None:
+            return Rotary(module, arguments, apply)
+    return None
+
+
+def _confirm_rotary(
+    model: PreTrainedModel, ids: Tensor, keys: list[Tensor], found: tuple[Rotary | None, ...]
+) -> tuple[Rotary | None, ...] | None:
+    """Check layer by layer that deferred rotation gives the ordinary keys; None when it does not.
+
+    A layer whose unrotated keys already equal the ordinary ones has no positions (NoPE). Since a wrong rotation
+    changes all later layers, each such layer is found in a pass of its own.
+    """
+    if len(found) != len(keys):
+        return None
+    rotary = list(found)
+    hooks = [m.register_forward_pre_hook(_defer_tables, with_kwargs=True) for m in _attention_modules(model)]
+    try:
+        for _ in range(len(keys) + 1):
+            raw, turned = _deferred_keys(model, ids, tuple(rotary))
+            wrong = next((i for i, key in enumerate(keys) if not _close(turned[i], key)), None)
+            if wrong is None:
+                return tuple(rotary) if _relocates(model, ids, tuple(rotary)) else None
+            if rotary[wrong] is None or not _close(raw[wrong], keys[wrong]):
+                return None
+            rotary[wrong] = None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return None
+
+
+def _deferred_keys(
+    model: PreTrainedModel, ids: Tensor, rotary: tuple[Rotary | None, ...]
+) -> tuple[list[Tensor], list[Tensor]]:
+    from nnm_core.states.cache import RecordingCache
+
+    with deferred(rotary) as run:
+        cache = RecordingCache(len(rotary), run)
+        model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return [keys for keys, _ in cache.recorded()], [layer.view()[0] for layer in cache.placed]
+
+
+def _relocates(model: PreTrainedModel, ids: Tensor, rotary: tuple[Rotary | None, ...]) -> bool:
+    """The unrotated first-layer key of a token must be the same at another place (no absolute positions besides)."""
+    here, _ = _deferred_keys(model, ids, rotary)
+    there, _ = _deferred_keys(model, torch.cat([ids[:, :2], ids], dim=1), rotary)
+    return _close(here[0], there[0][..., 2:, :])
+
+
+def _family_without_tables(model: PreTrainedModel, ids: Tensor, keys: list[Tensor]) -> Positions:
+    """Without rotary tables: ``free`` if a token's first-layer key is the same at another place, else ``fixed``."""
+    moved = _keys(model, torch.cat([ids[:, :2], ids], dim=1))
+    if _close(keys[0], moved[0][..., 2:, :]):
+        return Positions("free", len(keys))
+    return Positions("fixed", len(keys), note="its positions are absolute; states are used only where they were made")
+
+
+def _length_limit(config: PreTrainedConfig) -> int | None:
+    text_config = config.get_text_config(decoder=True)
+    parameters = getattr(text_config, "rope_parameters", None) or {}
+    nested = parameters.values() if all(isinstance(v, dict) for v in parameters.values()) else [parameters]
+    limits = [
+        int(p.get("original_max_position_embeddings") or text_config.max_position_embeddings)
+        for p in nested
+        if p.get("rope_type") in _LENGTH_DEPENDENT
+    ]
+    return min(limits, default=None)

@@ -1,0 +1,77 @@
+"""Read token rows once and keep what the reading leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from nnm_core.model.load import LoadedModel
+from nnm_core.model.positions import DeferredRotation, deferred
+from nnm_core.states.cache import RecordingCache
+from nnm_core.states.state import ROOT, PlacedState, State
+
+EMPTY = PlacedState(ROOT, 0, ())
+
+
+@torch.inference_mode()
+def capture(model: LoadedModel, rows: Sequence[Sequence[int]], left: PlacedState = EMPTY) -> list[State]:
+    """States of `rows` of token ids, each computed behind the same `left` context, in one forward pass.
+
+    Rows are padded on the right: with a causal mask no token sees the padding, so no mask is needed for it.
+
+    Args:
+        rows: non-empty rows of token ids.
+        left: the placed state of everything before them.
+    """
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows], device=model.device)
+    rotary = model.positions.rotary
+    with deferred(rotary) if rotary else nullcontext(None) as rotation:
+        cache = _cache_behind(model, rotation, left, rows=len(rows), width=width)
+        model.hf.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    recorded = cache.recorded()
+    return [
+        State(tuple(row), left.length, left.name, tuple((_cut(k, i, row), _cut(v, i, row)) for k, v in recorded))
+        for i, row in enumerate(rows)
+    ]
+
+
+def place(model: LoadedModel, state: State, start: int) -> PlacedState:
+    """`state` as it is to be attended at positions ``start ...``.
+
+    Raises:
+        PositionError: if the model's position family does not allow that place.
+    """
+    model.positions.check_move(state.start, start, len(state.token_ids))
+    layers = [(key.to(model.device), value.to(model.device)) for key, value in state.layers]
+    keys = model.positions.place([key for key, _ in layers], start)
+    return PlacedState(state.chain, len(state.token_ids), tuple(zip(keys, (v for _, v in layers), strict=True)))
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices of rows grouped so that padded batches stay within `budget` tokens, similar lengths together."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[index] > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _cache_behind(
+    model: LoadedModel, rotation: DeferredRotation | None, left: PlacedState, *, rows: int, width: int
+) -> RecordingCache:
+    cache = RecordingCache(model.layers, rotation, capacity=left.length + width)
+    for layer, (key, value) in zip(cache.placed, left.layers, strict=False):
+        layer.append(key.expand(rows, *key.shape), value.expand(rows, *value.shape))
+    return cache
+
+
+def _cut(states: Tensor, row: int, token_ids: Sequence[int]) -> Tensor:
+    """One row's real tokens, in memory of their own so that the padded batch can be freed."""
+    return states[row, :, : len(token_ids)].clone()

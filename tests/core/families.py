@@ -1,0 +1,86 @@
+"""Small random models of many families: the matrix that every placement and composition is tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+BASE: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GPT = {"vocab_size": 320, "n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 512, "bos_token_id": 1, "eos_token_id": 2}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+
+# name -> (model type, overrides, position family that must be found)
+FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "llama": ("llama", {}, "rotary"),
+    "llama-yarn": ("llama", {"rope_parameters": YARN}, "rotary"),
+    "llama-llama3": ("llama", {"rope_parameters": LLAMA3}, "rotary"),
+    "qwen2": ("qwen2", {}, "rotary"),
+    "qwen3": ("qwen3", {}, "rotary"),
+    "mistral": ("mistral", {"sliding_window": None}, "rotary"),
+    "mistral-window": ("mistral", {"sliding_window": 12}, "rotary"),
+    "gemma": ("gemma", {}, "rotary"),
+    "gemma2": ("gemma2", {"sliding_window": 12, "query_pre_attn_scalar": 16}, "rotary"),
+    "gemma3": ("gemma3_text", {"sliding_window": 12, "query_pre_attn_scalar": 16, "sliding_window_pattern": 2}, "rotary"),
+    "phi": ("phi", {"num_key_value_heads": 4, "partial_rotary_factor": 0.5}, "rotary"),
+    "phi3": ("phi3", {}, "rotary"),
+    "gpt-neox": ("gpt_neox", {"rotary_pct": 0.25}, "rotary"),
+    "olmo2": ("olmo2", {}, "rotary"),
+    "granite": ("granite", {}, "rotary"),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}, "rotary"),
+    "stablelm": ("stablelm", {"partial_rotary_factor": 0.25}, "fixed"),
+    "cohere": ("cohere", {}, "rotary"),
+    "glm4": ("glm4", {"partial_rotary_factor": 0.5}, "rotary"),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}, "rotary"),
+    "starcoder2": ("starcoder2", {}, "rotary"),
+    "gpt2": ("gpt2", GPT, "fixed"),
+    "opt": ("opt", {"ffn_dim": 96, "word_embed_proj_dim": 64}, "fixed"),
+    "bloom": ("bloom", {"n_head": 4, "n_layer": 4}, "free"),
+}
+
+
+@lru_cache(maxsize=None)
+def tiny(name: str) -> PreTrainedModel:
+    """A random model of the family `name`, four layers of width 64, seeded."""
+    model_type, overrides, _ = FAMILIES[name]
+    settings = overrides if model_type == "gpt2" else {**BASE, **overrides}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval()
+    # Fresh norms and small embeddings make near-uniform logits; wider weights make wrong states visible.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(2.0)
+    return model
+
+
+def random_ids(length: int, *, seed: int) -> list[int]:
+    """`length` token ids without special ones."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 320, (length,), generator=generator).tolist()
+
+
+Factory = Callable[[str], PreTrainedModel]
