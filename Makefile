@@ -76,7 +76,7 @@ $(VENV)/.venv:
 
 # The build backend is installed beside the packages, so that installing them fetches nothing that is not pinned.
 $(VENV)/.build: $(VENV)/.venv constraints.txt
-	$(PIP) hatchling editables
+	$(PIP) hatchling editables setuptools wheel
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.venv constraints.txt
