@@ -1,0 +1,1 @@
+"""Vectors out of the reading: KV-Embedding, whitening, layer choice, sparse token vectors."""

@@ -1,0 +1,1 @@
+"""Finding memories: search over the index, fusion, re-ranking on stored states, leases."""

@@ -1,0 +1,129 @@
+"""First-stage search: query text -> vectors -> two prefetches in the index -> one fused, explained ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnm_core.embedding.tokens import SparseVector
+from nnm_core.errors import InvalidInputError
+from nnm_core.recall.fusion import FusedHit, FusionMethod, Ranking, fuse
+
+Vector = NDArray[np.float32]
+
+
+class Scored(Protocol):
+    """A point that an index found: `id` and `score`, higher is better."""
+
+    @property
+    def id(self) -> str:
+        """The point's id."""
+        ...
+
+    @property
+    def score(self) -> float:
+        """Its similarity."""
+        ...
+
+
+class SearchIndex(Protocol):
+    """The two calls of a vector index that a search needs."""
+
+    def search_dense(self, vector: Any, *, limit: int, filter: Any = None) -> Sequence[Scored]:
+        """Nearest points by the dense vector, best first."""
+        ...
+
+    def search_sparse(self, vector: Any, *, limit: int, filter: Any = None) -> Sequence[Scored]:
+        """Best points by the sparse vector, best first."""
+        ...
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How the two prefetches are put together; stored with the collection.
+
+    Attributes:
+        weights: weight of ``dense`` and ``sparse``. By default the sparse ranking alone: `tune_weights` gives the
+            dense one a say once the collection's own documents have shown that it helps.
+        method: relative-score (``rsf``) or reciprocal-rank (``rrf``) fusion.
+        prefetch: how many points each ranking brings in, at least; four times the wanted number if that is more.
+        rrf_k: the constant of reciprocal-rank fusion.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=lambda: {"sparse": 1.0, "dense": 0.0})
+    method: FusionMethod = "rsf"
+    prefetch: int = 100
+    rrf_k: float = 60.0
+
+    def with_weights(self, **weights: float) -> SearchSettings:
+        """The same settings with other weights."""
+        return replace(self, weights={**self.weights, **weights})
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-like values; `SearchSettings(**values)` reads them back."""
+        return {**asdict(self), "weights": dict(self.weights)}
+
+
+class Searcher:
+    """Searches one index.
+
+    Args:
+        index: where the points are.
+        dense: query text -> whitened dense vector [dim]; None leaves the dense ranking out.
+        sparse: query text -> sparse vector.
+        settings: see `SearchSettings`.
+    """
+
+    def __init__(
+        self,
+        index: SearchIndex,
+        *,
+        dense: Callable[[str], Vector] | None,
+        sparse: Callable[[str], SparseVector],
+        settings: SearchSettings | None = None,
+    ) -> None:
+        self._index = index
+        self._dense = dense
+        self._sparse = sparse
+        self.settings = settings or SearchSettings()
+
+    def search(self, text: str, limit: int = 10, *, filter: Any = None) -> list[FusedHit]:
+        """The best points for a query text, best first.
+
+        When no word of the query is in any document, the dense ranking answers alone whatever its weight: a guess by
+        meaning is better than nothing.
+
+        Args:
+            text: the query.
+            limit: how many at most.
+            filter: what the index understands; it holds for both prefetches.
+
+        Raises:
+            InvalidInputError: an empty query or a limit below 1.
+        """
+        if not text.strip():
+            raise InvalidInputError("The query is empty.")
+        if limit < 1:
+            raise InvalidInputError("At least one hit must be asked for.")
+        rankings = self._rankings(text, max(self.settings.prefetch, 4 * limit), filter)
+        weights = dict(self.settings.weights)
+        if not rankings["sparse"]:
+            weights = {"dense": 1.0}
+        return fuse(rankings, weights, method=self.settings.method, rrf_k=self.settings.rrf_k, limit=limit)
+
+    def _rankings(self, text: str, limit: int, filter: Any) -> dict[str, Ranking]:
+        words = self._sparse(text)
+        found = self._index.search_sparse(words, limit=limit, filter=filter) if len(words.indices) else []
+        rankings: dict[str, Ranking] = {"sparse": _ranking(found)}
+        if self._dense is not None:
+            rankings["dense"] = _ranking(self._index.search_dense(self._dense(text), limit=limit, filter=filter))
+        return rankings
+
+
+def _ranking(points: Sequence[Scored]) -> Ranking:
+    """(id, score) pairs, best first, ties by id: an index may return equal scores in any order."""
+    return sorted(((str(point.id), float(point.score)) for point in points), key=lambda pair: (-pair[1], pair[0]))
