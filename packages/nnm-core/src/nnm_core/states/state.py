@@ -44,6 +44,13 @@ class State:
         """Name of the context that ends with these tokens."""
         return chain(self.left, self.token_ids)
 
+    def head(self, length: int) -> State:
+        """The state of the first `length` tokens: causal attention lets no later token into it."""
+        if length == len(self.token_ids):
+            return self
+        layers = tuple((key[:, :length], value[:, :length]) for key, value in self.layers)
+        return State(self.token_ids[:length], self.start, self.left, layers)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all keys and values."""

@@ -1,0 +1,92 @@
+"""Carry out a plan: copy what is loaded into one cache, let the model read the rest."""
+
+from __future__ import annotations
+
+import inspect
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from nnm_core.injection.plan import Plan, Step
+from nnm_core.injection.tree import Node, StateTree
+from nnm_core.model.load import LoadedModel
+from nnm_core.states.cache import PlacedCache
+from nnm_core.states.state import PlacedState
+
+
+@torch.inference_mode()
+def prefill(model: LoadedModel, plan: Plan, *, room: int) -> tuple[PlacedCache, Tensor]:
+    """A cache that holds the whole prompt, and the logits [vocabulary] that follow it.
+
+    Args:
+        room: tokens that will be decoded behind the prompt; the cache is allocated for them too.
+    """
+    cache = PlacedCache(model.layers, capacity=plan.length + room)
+    logits: Tensor | None = None
+    for loaded, group in groupby(plan.steps, key=lambda step: step.state is not None):
+        steps = list(group)
+        if loaded:
+            for step in steps:
+                load(cache, step.state)
+        else:
+            logits = forward(model, cache, [token for step in steps for token in step.segment.ids])
+    if logits is None:
+        raise ValueError("a plan must end with a segment that is read")
+    return cache, logits
+
+
+def load(cache: PlacedCache, state: PlacedState | None) -> None:
+    """Copy a placed state behind what the cache holds."""
+    if state is None:
+        return
+    for layer, (key, value) in zip(cache.placed, state.layers, strict=True):
+        layer.append(key[None], value[None])
+
+
+def forward(model: LoadedModel, cache: PlacedCache, token_ids: list[int]) -> Tensor:
+    """Let the model read `token_ids` behind the cache; returns the last position's logits [vocabulary]."""
+    ids = torch.tensor([token_ids], device=model.device)
+    only_last = {"logits_to_keep": 1} if _keeps_logits(type(model.hf)) else {}
+    output = model.hf(input_ids=ids, past_key_values=cache, use_cache=True, **only_last)
+    logits: Tensor = output.logits[0, -1]
+    return logits
+
+
+def keep_read(tree: StateTree, plan: Plan, cache: PlacedCache) -> None:
+    """Put into the tree what a prompt without composed parts has read or loaded, its last segment excepted.
+
+    A composed part makes everything behind it approximate; nothing from there on is kept.
+    """
+    points: frozenset[str] = frozenset()
+    for step in plan.steps[:-1]:
+        if step.action == "composed":
+            return
+        if step.segment.memory is not None:
+            points |= {point_of(step)}
+        if tree.get(step.name) is None:
+            tree.put(Node(_slice(cache, step), points))
+
+
+def point_of(step: Step) -> str:
+    """What identifies the memory of a step in the tree: namespace, id and version."""
+    memory = step.segment.memory
+    return "" if memory is None else memory_point(memory.namespace, memory.id, memory.version)
+
+
+def memory_point(namespace: str, memory_id: str, version: int) -> str:
+    """Name of one version of one memory among the nodes of a tree."""
+    return f"{namespace}\x00{memory_id}\x00{version}"
+
+
+def _slice(cache: PlacedCache, step: Step) -> PlacedState:
+    end = step.start + len(step.segment.ids)
+    layers = []
+    for layer in cache.placed:
+        keys, values = layer.view()
+        layers.append((keys[0, :, step.start : end].clone(), values[0, :, step.start : end].clone()))
+    return PlacedState(step.name, end - step.start, tuple(layers))
+
+
+def _keeps_logits(model_type: type) -> bool:
+    return "logits_to_keep" in inspect.signature(model_type.forward).parameters
