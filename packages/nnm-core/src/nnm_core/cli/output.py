@@ -1,0 +1,144 @@
+"""How the command line speaks: results on stdout, everything else on stderr, and JSON files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from nnm_core.errors import NNMError, StorageError
+
+STDOUT_NAME = "-"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def stdout() -> Console:
+    """The console for results. Made at each use, because tests and pipes replace ``sys.stdout``."""
+    return Console(file=sys.stdout, highlight=False, markup=False)
+
+
+def stderr() -> Console:
+    """The console for progress, warnings and errors."""
+    return Console(file=sys.stderr, highlight=False, markup=False)
+
+
+def visible(text: str) -> str:
+    """`text` without control characters, so that a stored text cannot drive the reader's terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def snippet(text: str, width: int = 160) -> str:
+    """`text` on one line, cut to `width` characters."""
+    line = " ".join(visible(text).split())
+    return line if len(line) <= width else line[: width - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def seconds(value: float) -> str:
+    """A duration for people: ``12 ms``, ``0.81 s``, ``75 s``."""
+    if value < 0.1:
+        return f"{value * 1000:.0f} ms"
+    return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
+
+
+def plain(value: Any) -> Any:
+    """`value` made of what JSON knows: dataclasses and mappings become objects, other iterables become lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    if isinstance(value, Iterable):
+        return [plain(item) for item in value]
+    return str(value)
+
+
+def write_json(target: Path | None, value: Any) -> None:
+    """Write `value` to the file `target`, to stdout if that is ``-``, or nowhere if it is None.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    if target is None:
+        return
+    text = json.dumps(plain(value), ensure_ascii=False, indent=2) + "\n"
+    if str(target) == STDOUT_NAME:
+        sys.stdout.write(text)
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(
+            f"Cannot write {target}: {error.strerror}.", hint="Name another file with --json."
+        ) from error
+
+
+def owns_stdout(target: Path | None) -> bool:
+    """Whether JSON goes to stdout, where nothing else may then appear."""
+    return str(target) == STDOUT_NAME
+
+
+def show_error(error: NNMError) -> None:
+    """The message in red and the hint below it."""
+    console = stderr()
+    # NNMError.__str__ appends the hint; here it gets a line of its own.
+    console.print(Text("Error: ", style="bold red") + Text(visible(str(error.args[0])), style="red"))
+    if error.hint:
+        console.print(Text("Hint:  ", style="bold") + Text(visible(error.hint)))
+
+
+def show_unexpected(error: BaseException) -> None:
+    """One line for what should not have happened, and how to see where."""
+    console = stderr()
+    message = f"{type(error).__name__}: {snippet(str(error), 300) or 'no message'}"
+    console.print(Text("Unexpected error: ", style="bold red") + Text(message, style="red"))
+    console.print(Text("Hint:  ", style="bold") + Text("set NNM_TRACEBACK=1 to see the traceback; please report it."))
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A `warnings.showwarning` of one line without file and line number."""
+    if issubclass(category, DeprecationWarning | PendingDeprecationWarning | ResourceWarning):
+        return
+    stderr().print(Text("Warning: ", style="bold yellow") + Text(snippet(str(message), 500), style="yellow"))
+
+
+@contextmanager
+def readable_warnings() -> Iterator[None]:
+    """Show warnings as single lines on stderr inside the block."""
+    with warnings.catch_warnings():
+        warnings.showwarning = show_warning
+        yield
+
+
+@contextmanager
+def progress_bar(description: str, total: int | None = None) -> Iterator[Progress]:
+    """A bar on stderr with one task, number 0; it disappears when the block ends and is silent in a pipe."""
+    console = stderr()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress.add_task(description, total=total)
+        yield progress
