@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from nnm_core.model.load import LoadedModel, wrap_model
 
 BASE: dict[str, Any] = {
     "vocab_size": 320,
@@ -22,7 +24,15 @@ BASE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-GPT = {"vocab_size": 320, "n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 512, "bos_token_id": 1, "eos_token_id": 2}
+GPT = {
+    "vocab_size": 320,
+    "n_embd": 64,
+    "n_layer": 4,
+    "n_head": 4,
+    "n_positions": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -44,10 +54,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "mistral-window": ("mistral", {"sliding_window": 12}, "rotary"),
     "gemma": ("gemma", {}, "rotary"),
     "gemma2": ("gemma2", {"sliding_window": 12, "query_pre_attn_scalar": 16}, "rotary"),
-    "gemma3": ("gemma3_text", {"sliding_window": 12, "query_pre_attn_scalar": 16, "sliding_window_pattern": 2}, "rotary"),
+    "gemma3": (
+        "gemma3_text",
+        {"sliding_window": 12, "query_pre_attn_scalar": 16, "sliding_window_pattern": 2},
+        "rotary",
+    ),
     "phi": ("phi", {"num_key_value_heads": 4, "partial_rotary_factor": 0.5}, "rotary"),
     "phi3": ("phi3", {}, "rotary"),
-    "gpt-neox": ("gpt_neox", {"rotary_pct": 0.25}, "rotary"),
+    "gpt-neox": ("gpt_neox", {"rotary_pct": 0.25, "num_key_value_heads": 4}, "rotary"),
     "olmo2": ("olmo2", {}, "rotary"),
     "granite": ("granite", {}, "rotary"),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}, "rotary"),
@@ -62,13 +76,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@lru_cache(maxsize=None)
-def tiny(name: str) -> PreTrainedModel:
-    """A random model of the family `name`, four layers of width 64, seeded."""
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = ["<|pad|>", "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>"]
+
+
+def make(name: str, **settings: Any) -> PreTrainedModel:
+    """A random model of the family `name`, four layers of width 64, seeded; `settings` go into its configuration."""
     model_type, overrides, _ = FAMILIES[name]
-    settings = overrides if model_type == "gpt2" else {**BASE, **overrides}
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval()
+    config = AutoConfig.for_model(model_type, **({} if model_type == "gpt2" else BASE) | overrides | settings)
+    model = AutoModelForCausalLM.from_config(config).eval()
     # Fresh norms and small embeddings make near-uniform logits; wider weights make wrong states visible.
     with torch.no_grad():
         for parameter in model.parameters():
@@ -77,10 +97,34 @@ def tiny(name: str) -> PreTrainedModel:
     return model
 
 
+@cache
+def tiny(name: str) -> PreTrainedModel:
+    """The model `make(name)`, made once; do not change it."""
+    return make(name)
+
+
+@cache
+def loaded(name: str) -> LoadedModel:
+    """`tiny(name)` as the engine sees it, with a tokenizer of bytes; do not change it."""
+    return wrap_model(tiny(name), byte_tokenizer(), name=name)
+
+
+def byte_tokenizer(template: str | None = CHATML, **settings: Any) -> PreTrainedTokenizerFast:
+    """One token a byte and five control tokens: 261 in all, which every family of this file has room for."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
+    backend = Tokenizer(models.BPE(vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    special = {"pad_token": SPECIAL[0], "bos_token": SPECIAL[1], "eos_token": SPECIAL[2]}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, **special | {"additional_special_tokens": SPECIAL[3:]} | settings
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
 def random_ids(length: int, *, seed: int) -> list[int]:
     """`length` token ids without special ones."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, 320, (length,), generator=generator).tolist()
-
-
-Factory = Callable[[str], PreTrainedModel]
+    return torch.randint(len(SPECIAL), 261, (length,), generator=generator).tolist()

@@ -20,6 +20,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
+_PREFIX = "nnm_"
 
 
 class AttentionIntervention(Protocol):
@@ -70,7 +71,7 @@ def install(model: PreTrainedModel, base: str = "sdpa") -> bool:
     """
     if not getattr(type(model), "_supports_attention_backend", False):
         return False
-    name = f"nnm_{base}"
+    name = base if base.startswith(_PREFIX) else f"{_PREFIX}{base}"
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         AttentionInterface.register(name, _interceptable(base))
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from nnm_core.errors import PositionError, UnsupportedModelError
 from nnm_core.model.attention import Attend, intervene
@@ -156,6 +157,14 @@ def _defer_tables(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     return args, {**kwargs, "position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin))}
 
 
+def remove_deferral(model: nn.Module) -> None:
+    """Take away the hooks that `measure_positions` has left in `model`, and no others."""
+    for module in model.modules():
+        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _defer_tables]:
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
 def _layer_of(module: nn.Module) -> int:
     return int(module.layer_idx)  # type: ignore[arg-type]  # nn.Module.__getattr__ is typed Tensor | Module
 
@@ -170,6 +179,7 @@ def measure_positions(model: PreTrainedModel, name: str) -> Positions:
     Raises:
         UnsupportedModelError: when a later token changes an earlier one's output (not a causal decoder).
     """
+    remove_deferral(model)  # a model that is measured again must not have its tables swapped twice
     ids = _probe_ids(model)
     keys = _keys(model, ids)
     if not keys:
@@ -186,15 +196,23 @@ def measure_positions(model: PreTrainedModel, name: str) -> Positions:
     return Positions("rotary", len(keys), rotary, length_limit=_length_limit(model.config))
 
 
+def embedding_weight(model: PreTrainedModel) -> Tensor:
+    """The input embeddings, [vocabulary, width]; their device is where token ids belong."""
+    weight = model.get_input_embeddings().weight
+    if not isinstance(weight, Tensor):
+        raise UnsupportedModelError(f"{type(model).__name__} has no plain input embedding.")
+    return weight
+
+
 def _probe_ids(model: PreTrainedModel) -> Tensor:
-    size = model.get_input_embeddings().weight.shape[0]
-    return ((torch.arange(_PROBE) * 7919 + 11) % size)[None].to(model.get_input_embeddings().weight.device)
+    weight = embedding_weight(model)
+    return ((torch.arange(_PROBE) * 7919 + 11) % weight.shape[0])[None].to(weight.device)
 
 
 def _keys(model: PreTrainedModel, ids: Tensor) -> list[Tensor]:
     cache = DynamicCache()
     model(input_ids=ids, past_key_values=cache, use_cache=True)
-    return [layer.keys for layer in cache.layers if layer.keys is not None]
+    return [layer.keys for layer in cache.layers if isinstance(layer, DynamicLayer) and layer.keys is not None]
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
