@@ -51,6 +51,10 @@ class StoreMismatchError(StorageError):
     """The store was made by another model or by a newer format than this program can use."""
 
 
+class IndexDamagedError(StorageError):
+    """The vector index is missing parts or cannot be read. Its content can be rebuilt from the journal."""
+
+
 class MemoryNotFoundError(NNMError, KeyError):
     """No memory has this id in this namespace."""
 

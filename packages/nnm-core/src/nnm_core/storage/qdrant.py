@@ -1,0 +1,315 @@
+"""The index on a Qdrant server, or in RAM through qdrant-client's local mode: one collection per namespace."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import ApiException
+
+from nnm_core.errors import EngineClosedError, StorageError, StoreMismatchError
+from nnm_core.storage.filter_translation import json_path, translate
+from nnm_core.storage.filters import Filter
+from nnm_core.storage.index import (
+    Array,
+    Point,
+    ScoredPoint,
+    SparseVector,
+    check_dense,
+    check_id,
+    check_limit,
+    check_tokens,
+    checked,
+    ranked,
+    scan,
+)
+
+_HNSW_EF = 256
+_PAGE = 1_000
+
+
+def make_client(url: str | None, *, api_key: str | None = None) -> QdrantClient:
+    """A client for a server, or with None one that keeps everything in RAM.
+
+    Raises:
+        StorageError: the address makes no sense.
+    """
+    if url is None:
+        return QdrantClient(":memory:")
+    try:
+        return QdrantClient(url=url, api_key=api_key)
+    except ValueError as error:
+        raise StorageError(f"{url!r} is not the address of a Qdrant server: {error}.") from error
+
+
+def collection_name(prefix: str, namespace: str) -> str:
+    """Readable for plain names, else with a hash: two namespaces never meet in one collection."""
+    if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,100}", namespace):
+        return f"{prefix}{namespace}"
+    return f"{prefix}.{hashlib.sha256(namespace.encode('utf-8', 'surrogatepass')).hexdigest()[:40]}"
+
+
+class QdrantIndex:
+    """`VectorIndex` in one collection, which is created if it is not there.
+
+    Args:
+        client: of qdrant-client.
+        namespace: which compartment.
+        dim: of the dense vectors.
+        token_dim: of the token vectors, or None for none.
+        prefix: of the collection's name.
+        owned: close the client with this index.
+
+    Raises:
+        StoreMismatchError: the collection has other dimensions.
+        StorageError: the server does not answer or refuses.
+    """
+
+    def __init__(
+        self,
+        client: QdrantClient,
+        *,
+        namespace: str,
+        dim: int,
+        token_dim: int | None = None,
+        prefix: str = "nnm-",
+        owned: bool = False,
+    ) -> None:
+        self._client: QdrantClient | None = client
+        self._name = collection_name(prefix, namespace)
+        self._dim, self._token_dim, self._owned = dim, token_dim, owned
+        # The local mode is plain Python without locks of its own.
+        self._lock = threading.RLock()
+        with self._use() as opened:
+            if not opened.collection_exists(self._name):
+                self._create(opened)
+            self._check_dimensions(opened)
+
+    def _create(self, client: QdrantClient) -> None:
+        vectors = {"dense": models.VectorParams(size=self._dim, distance=models.Distance.COSINE)}
+        if self._token_dim is not None:
+            vectors["tokens"] = models.VectorParams(
+                size=self._token_dim,
+                distance=models.Distance.COSINE,
+                multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
+                hnsw_config=models.HnswConfigDiff(m=0),
+            )
+        sparse = {"sparse": models.SparseVectorParams(modifier=models.Modifier.IDF)}
+        client.create_collection(self._name, vectors_config=vectors, sparse_vectors_config=sparse)
+
+    def _check_dimensions(self, client: QdrantClient) -> None:
+        params = client.get_collection(self._name).config.params
+        vectors = params.vectors if isinstance(params.vectors, dict) else {}
+        made = tuple(vectors[name].size if name in vectors else None for name in ("dense", "tokens"))
+        if made != (self._dim, self._token_dim) or "sparse" not in (params.sparse_vectors or {}):
+            raise StoreMismatchError(
+                f"The collection {self._name!r} is for dense and token vectors of {made} dimensions, "
+                f"not {(self._dim, self._token_dim)}.",
+                hint="Open it with the model that made it, or use another prefix or namespace.",
+            )
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def upsert(self, points: Sequence[Point]) -> None:
+        """See `VectorIndex`."""
+        ready = [_encode(checked(p, dim=self._dim, token_dim=self._token_dim)) for p in points]
+        with self._use() as client:
+            for start in range(0, len(ready), _PAGE):
+                client.upsert(self._name, ready[start : start + _PAGE], wait=True)
+
+    def delete(self, ids: Iterable[str]) -> None:
+        """See `VectorIndex`."""
+        gone: list[Any] = [check_id(point_id) for point_id in ids]
+        if gone:
+            with self._use() as client:
+                client.delete(self._name, models.PointIdsList(points=gone), wait=True)
+
+    def purge(self) -> None:
+        """See `VectorIndex`: a server's optimizer rewrites its segments by itself; there is nothing to ask it for."""
+
+    def optimize(self) -> None:
+        """See `VectorIndex`: a server's optimizer works by itself."""
+
+    def clear(self) -> None:
+        """See `VectorIndex`."""
+        with self._use() as client:
+            client.delete_collection(self._name)
+            self._create(client)
+
+    def close(self) -> None:
+        """See `VectorIndex`."""
+        with self._lock:
+            client, self._client = self._client, None
+            if client is not None and self._owned:
+                client.close()
+
+    # -- searching ----------------------------------------------------------------------------------------------
+
+    def search_dense(self, vector: Array, *, limit: int, filter: Filter | None = None) -> list[ScoredPoint]:
+        """See `VectorIndex`."""
+        return self._query(check_dense(vector, self._dim).tolist(), "dense", limit, self._translate(filter))
+
+    def search_sparse(self, vector: SparseVector, *, limit: int, filter: Filter | None = None) -> list[ScoredPoint]:
+        """See `VectorIndex`."""
+        check_limit(limit)
+        if not len(vector):
+            return []
+        return self._query(_sparse(vector), "sparse", limit, self._translate(filter))
+
+    def rescore_tokens(self, vectors: Array, ids: Sequence[str], *, limit: int) -> list[ScoredPoint]:
+        """See `VectorIndex`."""
+        query = check_tokens(vectors, self._token_dim).tolist()
+        only = models.Filter(must=[QdrantDialect().points([check_id(point_id) for point_id in ids])])
+        return self._query(query, "tokens", limit, only)
+
+    def _query(self, query: Any, using: str, limit: int, condition: models.Filter | None) -> list[ScoredPoint]:
+        check_limit(limit)
+        with self._use() as client:
+            found = client.query_points(
+                self._name,
+                query,
+                using=using,
+                limit=limit,
+                query_filter=condition,
+                search_params=_search_params(client, limit),
+                with_payload=False,
+            )
+        return ranked(ScoredPoint(str(hit.id), hit.score) for hit in found.points)
+
+    def retrieve(self, ids: Sequence[str]) -> list[Point | None]:
+        """See `VectorIndex`."""
+        wanted = [check_id(point_id) for point_id in ids]
+        with self._use() as client:
+            records = client.retrieve(self._name, wanted, with_payload=True, with_vectors=True)
+        found = {str(record.id): record for record in records}
+        return [_decode(found[point_id]) if point_id in found else None for point_id in wanted]
+
+    def count(self, filter: Filter | None = None) -> int:
+        """See `VectorIndex`."""
+        condition = self._translate(filter)
+        with self._use() as client:
+            return client.count(self._name, count_filter=condition, exact=True).count
+
+    def ids(self) -> Iterator[str]:
+        """See `VectorIndex`."""
+        return (point_id for point_id, _ in self._scroll(with_payload=False))
+
+    def _scroll(self, *, with_payload: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        offset: Any = None
+        while True:
+            with self._use() as client:
+                records, offset = client.scroll(
+                    self._name, limit=_PAGE, offset=offset, with_payload=with_payload, with_vectors=False
+                )
+            for record in records:
+                yield str(record.id), record.payload or {}
+            if offset is None:
+                return
+
+    def _translate(self, condition: Filter | None) -> models.Filter | None:
+        if condition is None:
+            return None
+        translated: models.Filter = translate(condition, QdrantDialect(), self._scan)
+        return translated
+
+    def _scan(self, condition: Filter) -> Collection[str]:
+        return scan(self._scroll(with_payload=True), condition)
+
+    @contextmanager
+    def _use(self) -> Iterator[QdrantClient]:
+        with self._lock:
+            if self._client is None:
+                raise EngineClosedError("The index is closed.", hint="Open the store again.")
+            try:
+                yield self._client
+            except (ApiException, httpx.HTTPError, OSError) as error:
+                raise StorageError(
+                    f"The Qdrant server failed on {self._name!r}: {error}.",
+                    hint="Check that it runs and that address and key are right (docker compose up qdrant).",
+                ) from error
+
+
+class QdrantDialect:
+    """`Dialect` of qdrant-client."""
+
+    def value(self, path: tuple[str, ...], value: str | int) -> Any:
+        """See `Dialect`."""
+        return models.FieldCondition(key=json_path(path), match=models.MatchValue(value=value))
+
+    def any_of(self, path: tuple[str, ...], values: Sequence[str]) -> Any:
+        """See `Dialect`."""
+        return models.FieldCondition(key=json_path(path), match=models.MatchAny(any=list(values)))
+
+    def boolean(self, path: tuple[str, ...], value: bool) -> Any:
+        """See `Dialect`."""
+        return models.FieldCondition(key=json_path(path), match=models.MatchValue(value=value))
+
+    def numbers(self, path: tuple[str, ...], **bounds: float) -> Any:
+        """See `Dialect`."""
+        return models.FieldCondition(key=json_path(path), range=models.Range(**bounds))
+
+    def dates(self, path: tuple[str, ...], **bounds: str) -> Any:
+        """See `Dialect`."""
+        return models.FieldCondition(key=json_path(path), range=models.DatetimeRange.model_validate(bounds))
+
+    def substring(self, path: tuple[str, ...], part: str) -> Any | None:
+        """See `Dialect`."""
+        kind = getattr(models, "MatchSubstring", None)  # younger than the oldest qdrant-client that we support
+        return None if kind is None else models.FieldCondition(key=json_path(path), match=kind(substring=part))
+
+    def null(self, path: tuple[str, ...]) -> Any:
+        """See `Dialect`."""
+        return models.IsNullCondition(is_null=models.PayloadField(key=json_path(path)))
+
+    def empty(self, path: tuple[str, ...]) -> Any:
+        """See `Dialect`."""
+        return models.IsEmptyCondition(is_empty=models.PayloadField(key=json_path(path)))
+
+    def points(self, ids: Collection[str]) -> Any:
+        """See `Dialect`."""
+        return models.HasIdCondition(has_id=list(ids))
+
+    def group(self, *, must: Sequence[Any] = (), should: Sequence[Any] = (), must_not: Sequence[Any] = ()) -> Any:
+        """See `Dialect`."""
+        return models.Filter(must=list(must) or None, should=list(should) or None, must_not=list(must_not) or None)
+
+
+def _search_params(client: QdrantClient, limit: int) -> models.SearchParams | None:
+    """A wider graph search than the default; None for the local mode, which compares all and warns about options."""
+    options = client.init_options
+    local = options.get("location") == ":memory:" or options.get("path") is not None
+    return None if local else models.SearchParams(hnsw_ef=max(_HNSW_EF, limit))
+
+
+def _sparse(vector: SparseVector) -> models.SparseVector:
+    return models.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
+
+
+def _encode(point: Point) -> models.PointStruct:
+    vector: dict[str, Any] = {}
+    if point.dense is not None:
+        vector["dense"] = point.dense.tolist()
+    if point.sparse is not None:
+        vector["sparse"] = _sparse(point.sparse)
+    if point.tokens is not None:
+        vector["tokens"] = point.tokens.tolist()
+    return models.PointStruct(id=point.id, vector=vector, payload=dict(point.payload))
+
+
+def _decode(record: models.Record) -> Point:
+    vectors: Any = record.vector or {}
+    sparse, dense, tokens = (vectors.get(name) for name in ("sparse", "dense", "tokens"))
+    return Point(
+        id=str(record.id),
+        dense=None if dense is None else np.asarray(dense, dtype=np.float32),
+        sparse=None if sparse is None else SparseVector(np.asarray(sparse.indices), np.asarray(sparse.values)),
+        tokens=None if tokens is None else np.asarray(tokens, dtype=np.float32),
+        payload=record.payload or {},
+    )
