@@ -1,4 +1,4 @@
-"""The decoding loop: greedy or sampled, stop strings, seeds; a plain generator, so errors and `close()` pass through."""
+"""The decoding loop: greedy or sampled, stop strings, seeds. A plain generator: errors and `close()` pass through."""
 
 from __future__ import annotations
 
@@ -73,9 +73,6 @@ def decode(model: LoadedModel, cache: PlacedCache, logits: Tensor, settings: Dec
     choose = _Chooser(settings, logits.device)
     text = TextStream(model.tokenizer, settings.stop)
     for index in range(settings.max_tokens):
-        if index:
-            with torch.inference_mode():
-                logits = forward(model, cache, [token])
         token = choose(logits)
         if token in model.eos_token_ids:
             yield Decoded(token, text.finish(), "stop")
@@ -84,8 +81,12 @@ def decode(model: LoadedModel, cache: PlacedCache, logits: Tensor, settings: Dec
         if text.stopped:
             yield Decoded(token, piece, "stop")
             return
-        last = index == settings.max_tokens - 1
-        yield Decoded(token, piece + text.finish() if last else piece, "length" if last else None)
+        if index == settings.max_tokens - 1:
+            yield Decoded(token, piece + text.finish(), "length")
+            return
+        yield Decoded(token, piece)
+        with torch.inference_mode():
+            logits = forward(model, cache, [token])
 
 
 class _Chooser:
@@ -110,7 +111,8 @@ class _Chooser:
     def __call__(self, logits: Tensor) -> int:
         if self._greedy:
             return int(logits.argmax())
-        scores = self._warpers(torch.empty((1, 0), dtype=torch.long, device=logits.device), logits[None].float())
+        no_ids = torch.empty((1, 0), dtype=torch.long, device=logits.device)
+        scores = self._warpers(no_ids, logits[None].float())  # type: ignore[arg-type]  # wants legacy LongTensor types
         return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self._generator))
 
 

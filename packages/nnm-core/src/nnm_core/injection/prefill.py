@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from itertools import groupby
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from nnm_core.injection.plan import Plan, Step
 from nnm_core.injection.tree import Node, StateTree
@@ -22,18 +24,18 @@ def prefill(model: LoadedModel, plan: Plan, *, room: int) -> tuple[PlacedCache, 
     Args:
         room: tokens that will be decoded behind the prompt; the cache is allocated for them too.
     """
-    cache = PlacedCache(model.layers, capacity=plan.length + room)
+    placed = PlacedCache(model.layers, capacity=plan.length + room)
     logits: Tensor | None = None
     for loaded, group in groupby(plan.steps, key=lambda step: step.state is not None):
         steps = list(group)
         if loaded:
             for step in steps:
-                load(cache, step.state)
+                load(placed, step.state)
         else:
-            logits = forward(model, cache, [token for step in steps for token in step.segment.ids])
+            logits = forward(model, placed, [token for step in steps for token in step.segment.ids])
     if logits is None:
         raise ValueError("a plan must end with a segment that is read")
-    return cache, logits
+    return placed, logits
 
 
 def load(cache: PlacedCache, state: PlacedState | None) -> None:
@@ -47,7 +49,7 @@ def load(cache: PlacedCache, state: PlacedState | None) -> None:
 def forward(model: LoadedModel, cache: PlacedCache, token_ids: list[int]) -> Tensor:
     """Let the model read `token_ids` behind the cache; returns the last position's logits [vocabulary]."""
     ids = torch.tensor([token_ids], device=model.device)
-    only_last = {"logits_to_keep": 1} if _keeps_logits(type(model.hf)) else {}
+    only_last = {"logits_to_keep": 1} if _keeps_logits(model.hf) else {}
     output = model.hf(input_ids=ids, past_key_values=cache, use_cache=True, **only_last)
     logits: Tensor = output.logits[0, -1]
     return logits
@@ -88,5 +90,10 @@ def _slice(cache: PlacedCache, step: Step) -> PlacedState:
     return PlacedState(step.name, end - step.start, tuple(layers))
 
 
-def _keeps_logits(model_type: type) -> bool:
-    return "logits_to_keep" in inspect.signature(model_type.forward).parameters
+def _keeps_logits(model: PreTrainedModel) -> bool:
+    return "logits_to_keep" in _parameters(type(model))
+
+
+@cache
+def _parameters(model_type: type[PreTrainedModel]) -> frozenset[str]:
+    return frozenset(inspect.signature(model_type.forward).parameters)

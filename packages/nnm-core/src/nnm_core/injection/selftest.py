@@ -19,6 +19,7 @@ from nnm_core.errors import PositionError
 from nnm_core.injection.prefill import forward, load
 from nnm_core.model.fingerprint import digest
 from nnm_core.model.load import LoadedModel
+from nnm_core.model.positions import embedding_weight
 from nnm_core.states.cache import PlacedCache
 from nnm_core.states.capture import capture, place
 from nnm_core.states.codecs import NativeCodec, manifest_of
@@ -106,7 +107,7 @@ def run_self_test(model: LoadedModel) -> SelfTest:
 
 
 def _rows(model: LoadedModel) -> tuple[list[int], list[int], list[int]]:
-    size = model.hf.get_input_embeddings().weight.shape[0]
+    size = embedding_weight(model.hf).shape[0]
     ids = [(index * 7919 + 13) % size for index in range(_LEFT + _MEMORY + _QUESTION)]
     return ids[:_LEFT], ids[_LEFT : _LEFT + _MEMORY], ids[_LEFT + _MEMORY :]
 

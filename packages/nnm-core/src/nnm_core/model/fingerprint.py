@@ -45,6 +45,14 @@ def model_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     )
 
 
+def model_identity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of weights and tokenizer only: the same on every device, compute type and attention implementation.
+
+    Vectors of one identity may be compared with each other; states need the whole fingerprint.
+    """
+    return digest(str(FORMAT), type(model).__name__, _weights_digest(model, torch.bfloat16), tokenizer_digest(tokenizer))
+
+
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of vocabulary, merges, normalisation and chat template."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
@@ -52,10 +60,11 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest(body, json.dumps(tokenizer.chat_template, sort_keys=True, default=str))
 
 
-def _weights_digest(model: PreTrainedModel) -> str:
+def _weights_digest(model: PreTrainedModel, dtype: torch.dtype | None = None) -> str:
     parts: list[str | bytes] = []
     for name, parameter in model.named_parameters():
         flat = parameter.detach().reshape(-1)
         sample = torch.cat([flat[:_SAMPLE], flat[-_SAMPLE:]]).cpu()
+        sample = sample.to(dtype) if dtype is not None and sample.is_floating_point() else sample
         parts += [name, str(tuple(parameter.shape)), sample.contiguous().view(torch.uint8).numpy().tobytes()]
     return digest(*parts)

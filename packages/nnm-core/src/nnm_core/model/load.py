@@ -24,8 +24,8 @@ from transformers.cache_utils import DynamicLayer
 
 from nnm_core.errors import InvalidInputError, ModelNotFoundError, UnsupportedModelError
 from nnm_core.model import attention
-from nnm_core.model.fingerprint import model_fingerprint
-from nnm_core.model.positions import Positions, measure_positions
+from nnm_core.model.fingerprint import model_fingerprint, model_identity
+from nnm_core.model.positions import Positions, embedding_weight, measure_positions
 
 if TYPE_CHECKING:
     from nnm_core.model.lens import Lens
@@ -72,6 +72,7 @@ class LoadedModel:
         intervenes: whether its attention goes through `nnm_core.model.attention`.
         positions: where its states may be put, found by measurement.
         fingerprint: hash of everything that a state depends on.
+        identity: hash of weights and tokenizer: what vectors depend on.
     """
 
     name: str
@@ -83,6 +84,7 @@ class LoadedModel:
     intervenes: bool
     positions: Positions
     fingerprint: str
+    identity: str
 
     @property
     def layers(self) -> int:
@@ -129,7 +131,7 @@ def load_model(name: str, settings: ModelSettings | None = None) -> LoadedModel:
     except (OSError, ValueError, KeyError) as error:
         raise _not_loadable(name, error) from error
     if settings.quantize is None:
-        hf = hf.to(device)
+        hf = hf.to(device=device)  # type: ignore[arg-type]  # the stub types `to` as taking self twice
     return wrap_model(hf, tokenizer, name=name)
 
 
@@ -149,12 +151,13 @@ def wrap_model(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name:
         name=name,
         hf=hf,
         tokenizer=tokenizer,
-        device=hf.get_input_embeddings().weight.device,
+        device=embedding_weight(hf).device,
         dtype=hf.dtype,
         context_limit=_context_limit(hf.config),
         intervenes=intervenes,
         positions=positions,
         fingerprint=model_fingerprint(hf, tokenizer),
+        identity=model_identity(hf, tokenizer),
     )
 
 

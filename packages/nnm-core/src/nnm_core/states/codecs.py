@@ -60,6 +60,6 @@ def manifest_of(state: State, codec: Codec, fingerprint: str) -> dict[str, str]:
 
 def expectation(codec: Codec, fingerprint: str) -> dict[str, str]:
     """The manifest entries without which a stored state is a miss."""
-    return {"format": "1", "codec": codec.name, "fingerprint": fingerprint}
+    return {"states": "1", "codec": codec.name, "fingerprint": fingerprint}
 
 

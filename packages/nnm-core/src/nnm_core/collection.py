@@ -1,0 +1,289 @@
+"""One namespace: its journal (the truth) and what is derived from it (vectors, whitening, states), kept in step."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from nnm_core.embedding.kv_embedding import KVEmbedder
+from nnm_core.embedding.settings import EmbeddingSettings
+from nnm_core.embedding.tokens import SparseEncoder
+from nnm_core.embedding.whitening import SufficientStatistics, Whitening
+from nnm_core.errors import IndexDamagedError, StoreMismatchError
+from nnm_core.model.load import LoadedModel
+from nnm_core.records import Hit, Memory
+from nnm_core.recall.search import Searcher, SearchSettings
+from nnm_core.states.codecs import Codec, NativeCodec, expectation, manifest_of
+from nnm_core.states.state import State
+from nnm_core.storage.blobs import BlobStore, open_blobs
+from nnm_core.storage.index import Point, SparseVector, VectorIndex, open_index
+from nnm_core.storage.journal import Journal
+from nnm_core.storage.journal_records import Entry, Removal, StateRef, Write
+from nnm_core.storage.lock import NamespaceLock
+from nnm_core.storage.paths import make_private_directory, namespace_directory
+
+logger = logging.getLogger(__name__)
+
+Vectors = NDArray[np.float32]
+_BATCH = 512
+_FIRST_FIT = 16
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """Where and how a namespace is kept.
+
+    Attributes:
+        path: the store's root folder; None keeps everything in RAM.
+        namespace: the compartment.
+        url: address of a Qdrant server for the vectors; None uses the embedded index.
+        state_quota: bytes of states to keep on disk, least recently used out first; None for no limit.
+    """
+
+    path: Path | None = None
+    namespace: str = "default"
+    url: str | None = None
+    state_quota: int | None = None
+
+
+@dataclass(frozen=True)
+class StoredState:
+    """Where a state was stored, and of how many tokens it is."""
+
+    ref: StateRef
+    tokens: int
+
+
+class Collection:
+    """The memories of one namespace as one model sees them. One object a namespace and process."""
+
+    def __init__(self, model: LoadedModel, settings: StoreSettings, *, rebuild: bool = False) -> None:
+        """Open or create; see `open_collection` in the engine for the errors."""
+        self.model = model
+        self.settings = settings
+        self.codec: Codec = NativeCodec()
+        self.embedder = KVEmbedder(model, _embedding_settings(model))
+        self._folder = None if settings.path is None else namespace_directory(settings.path, settings.namespace)
+        self._lock = None if self._folder is None else NamespaceLock(make_private_directory(self._folder)).acquire()
+        self._open: list[Callable[[], None]] = [] if self._lock is None else [self._lock.release]
+        try:
+            self._open_parts(rebuild=rebuild)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_parts(self, *, rebuild: bool) -> None:
+        folder = self._folder
+        self.journal = Journal(None if folder is None else folder / "journal.db", namespace=self.settings.namespace)
+        self._open.append(self.journal.close)
+        self.needs_rereading = self._check_model(rebuild=rebuild)
+        states = None if folder is None else folder / "states"
+        self.blobs: BlobStore = open_blobs(states, quota=self.settings.state_quota)
+        self._open.append(self.blobs.close)
+        self.index, damaged = self._open_index()
+        self._open.append(lambda: self.index.close())
+        self._load_transforms()
+        self.remove(self.journal.recover())
+        if damaged or self.journal.get_setting("reindexing", default=False):
+            self.reindex()
+
+    def _check_model(self, *, rebuild: bool) -> bool:
+        """Whether another model made this namespace and all its texts must be read again.
+
+        Raises:
+            StoreMismatchError: it did, and `rebuild` is off.
+        """
+        known = self.journal.get_setting("model")
+        current = self._model_note()
+        if known is None or self.journal.live_count() == 0:
+            self.journal.set_setting("model", current)
+        elif known["identity"] != current["identity"] or known["embedding"] != current["embedding"]:
+            if rebuild:
+                return True
+            raise StoreMismatchError(
+                f"The namespace {self.settings.namespace!r} was made with the model {known['name']!r}, not with "
+                f"{self.model.name!r}: its vectors and states mean nothing to this model.",
+                hint="Open it with that model, or with rebuild=True (nnm: --rebuild) to read all its texts again.",
+            )
+        return False
+
+    def _model_note(self) -> dict[str, str]:
+        settings = self.embedder.settings.to_json()
+        return {"identity": self.model.identity, "name": self.model.name, "embedding": settings}
+
+    def _open_index(self) -> tuple[VectorIndex, bool]:
+        """The index, and whether it has to be filled from the journal."""
+        folder = None if self._folder is None or self.settings.url is not None else self._folder / "index"
+        options: dict[str, Any] = {
+            "namespace": self.settings.namespace,
+            "dim": self.embedder.dim,
+            "url": self.settings.url,
+        }
+        if self.needs_rereading:
+            return _fresh_index(folder, options), False
+        missing = folder is not None and not folder.exists() and self.journal.live_count() > 0
+        try:
+            return open_index(folder, **options), missing
+        except IndexDamagedError as error:
+            logger.warning("%s It is built again from the journal.", error)
+            return _fresh_index(folder, options), True
+
+    def close(self) -> None:
+        """Release files and the lock, in the reverse order of opening."""
+        while self._open:
+            self._open.pop()()
+
+    # -- transforms ---------------------------------------------------------------------------------------------
+
+    def _load_transforms(self) -> None:
+        saved = self.journal.get_setting("whitening")
+        dim = self.embedder.dim
+        fits = saved is not None and not self.needs_rereading
+        self.whitening = Whitening.from_arrays(load_arrays(saved)) if fits else Whitening.identity(dim)
+        average = self.journal.get_setting("average_length")
+        self.sparse = SparseEncoder(self.model.tokenizer)
+        if average is not None:
+            self.sparse = self.sparse.with_average_length(float(average))
+        search = self.journal.get_setting("search")
+        self.searcher = Searcher(
+            self.index,
+            dense=lambda text: self.whitening.transform(self.embedder.encode([text], "query"))[0],
+            sparse=self.sparse_query,
+            settings=SearchSettings(**search) if search else None,
+        )
+
+    def sparse_query(self, text: str) -> SparseVector:
+        """The query side of the sparse vectors."""
+        vector = self.sparse.query(text)
+        return SparseVector(vector.indices, vector.values)
+
+    def refit_if_grown(self) -> None:
+        """Fit whitening and mean length anew when the collection has doubled; amortised linear in its size."""
+        count = self.journal.live_count()
+        if count >= max(_FIRST_FIT, 2 * self.whitening.fitted_on):
+            self.reindex(refit=True)
+
+    def reindex(self, *, refit: bool = False) -> None:
+        """Write every point of the index anew from the journal's texts and raw vectors; no text is read by the model.
+
+        A kill in between is noticed at the next open, and the work is done again.
+        """
+        self.journal.set_setting("reindexing", True)
+        if refit:
+            self._refit()
+        for batch in self.journal.iter_raw(_BATCH):
+            entries = [entry for entry, _ in batch]
+            raw = np.stack([vector for _, vector in batch if vector is not None])
+            self.index.upsert(self._points(entries, raw))
+        self.journal.set_setting("reindexing", False)
+
+    def _refit(self) -> None:
+        statistics = SufficientStatistics(self.embedder.dim)
+        words = documents = 0
+        for batch in self.journal.iter_raw(_BATCH):
+            statistics.add(np.stack([vector for _, vector in batch if vector is not None]).astype(np.float32))
+            words += sum(self.sparse.length(entry.memory.text) for entry, _ in batch)
+            documents += len(batch)
+        self.whitening = Whitening.fit(statistics, version=self.whitening.version + 1)
+        self.sparse = self.sparse.with_average_length(words / max(documents, 1))
+        self.journal.set_setting("whitening", save_arrays(self.whitening.to_arrays()))
+        self.journal.set_setting("average_length", words / max(documents, 1))
+
+    def _points(self, entries: Sequence[Entry], raw: NDArray[Any]) -> list[Point]:
+        dense = self.whitening.transform(raw.astype(np.float32))
+        return [self._point(entry, vector) for entry, vector in zip(entries, dense, strict=True)]
+
+    def _point(self, entry: Entry, dense: Vectors) -> Point:
+        words = self.sparse.document(entry.memory.text)
+        payload = {"id": entry.memory.id, "metadata": dict(entry.memory.metadata)}
+        # A vector equal to the mean has no direction left; the index would refuse it.
+        return Point(entry.point, dense if dense.any() else None, SparseVector(words.indices, words.values), payload=payload)
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def keep_state(self, point: str, state: State) -> StoredState:
+        """Store the state of a version that is not live yet."""
+        manifest = manifest_of(state, self.codec, self.model.fingerprint)
+        self.blobs.put(point, self.codec.encode(state), manifest)
+        return StoredState(StateRef(point, state.chain), len(state.token_ids))
+
+    def write(self, entries: Sequence[Entry], raw: Vectors, states: Sequence[StoredState]) -> None:
+        """Make pending `entries` live, after their states: first the vectors, then the journal's commit."""
+        self.index.upsert(self._points(entries, raw))
+        self.remove(self.journal.commit([_write(*item) for item in zip(entries, raw, states, strict=True)]))
+
+    def rewrite(self, entries: Sequence[Entry], raw: Vectors, states: Sequence[StoredState | None]) -> None:
+        """Replace what another model derived from live `entries`."""
+        self.index.upsert(self._points(entries, raw))
+        self.remove(self.journal.rederive([_write(*item) for item in zip(entries, raw, states, strict=True)]))
+
+    def finish_rereading(self) -> None:
+        """From now on the namespace belongs to this model."""
+        self.needs_rereading = False
+        self.journal.set_setting("model", self._model_note())
+        self.refit_if_grown()
+
+    def remove(self, removal: Removal) -> None:
+        """Take from index and states what has no memory any more."""
+        if removal:
+            self.index.delete(removal.points)
+            self.blobs.delete(removal.blobs)
+            if removal.erase:
+                self.index.purge()
+            self.journal.removed(removal)
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def find_state(self, memory: Memory) -> State | None:
+        """The stored state of this version of the memory, or None: not there, another model's, damaged, evicted."""
+        entry = self.journal.get([memory.id])[0]
+        if entry is None or entry.memory.version != memory.version or entry.memory.digest != memory.digest:
+            return None
+        for ref in entry.states:
+            blob = self.blobs.get(ref.key, expect=expectation(self.codec, self.model.fingerprint))
+            if blob is not None:
+                return self.codec.decode(blob.tensors, blob.manifest)
+        return None
+
+    def search(self, query: str, k: int, filter: Any) -> list[Hit]:
+        """The `k` best live memories; points without one (a removal was interrupted) are passed over."""
+        found = self.searcher.search(query, k, filter=filter)
+        entries = self.journal.by_points([hit.id for hit in found])
+        pairs = zip(found, entries, strict=True)
+        return [Hit(entry.memory, hit.score, hit.parts) for hit, entry in pairs if entry is not None]
+
+    def token_count(self) -> int:
+        """Tokens of all live memories."""
+        return self.journal.token_count()
+
+    def entries(self, ids: Iterable[str]) -> list[Entry | None]:
+        """The live versions of `ids`, in order."""
+        return self.journal.get(list(ids))
+
+
+def _fresh_index(folder: Path | None, options: dict[str, Any]) -> VectorIndex:
+    if folder is not None and folder.exists():
+        shutil.rmtree(folder)
+    index = open_index(folder, **options)
+    index.clear()
+    return index
+
+
+def _write(entry: Entry, vector: Vectors, state: StoredState | None) -> Write:
+    refs, tokens = ((), 0) if state is None else ((state.ref,), state.tokens)
+    return Write(entry.point, vector.astype(np.float16), tokens, refs)
+
+
+def _embedding_settings(model: LoadedModel) -> EmbeddingSettings:
+    # Without the attention seam there is no slot to re-route through; the vectors are then plain pooled states.
+    return EmbeddingSettings() if model.intervenes else EmbeddingSettings(route="off")
+
