@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,20 +14,10 @@ from rich.text import Text
 
 from nnm_core.cli import session as shared
 from nnm_core.cli.documents import Document, Unreadable, count_files, read_documents
-from nnm_core.cli.output import (
-    owns_stdout,
-    plain,
-    progress_bar,
-    seconds,
-    show_error,
-    snippet,
-    stderr,
-    stdout,
-    visible,
-    write_json,
-)
+from nnm_core.cli.output import owns_stdout, progress_bar, show_error, stderr, stdout, write_json
 from nnm_core.cli.session import Session, opened
-from nnm_core.errors import InvalidInputError
+from nnm_core.errors import InvalidInputError, MemoryNotFoundError
+from nnm_core.evaluation.report import plain, seconds, snippet, visible
 
 if TYPE_CHECKING:
     from nnm_core.records import Hit
@@ -80,13 +70,11 @@ def add(
     started = time.perf_counter()
     documents = _readable(read_documents(wanted, split=split, jsonl_stdin=jsonl), skipped, skip_errors)
     # The first document is fetched before the model is loaded: a wrong file name should not take seconds to report.
-    first = next(documents, None)
+    first = list(islice(documents, 1))
     with opened(session, create=True) as engine:
         with progress_bar(f"Reading {count_files(wanted)} file(s)") as progress:
             added = 0
-            rest = iter(() if first is None else [first])
-            while batch := [*rest, *islice(documents, BATCH)]:
-                rest = iter(())
+            for batch in filter(None, _batches(chain(first, documents))):
                 engine.add(
                     [document.text for document in batch],
                     ids=[document.id for document in batch],
@@ -120,6 +108,21 @@ def _readable(
             skipped.append(document)
         else:
             raise document.error
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Lists of up to `BATCH` documents; what came before an unreadable one is handed out before its error is raised."""
+    batch: list[Document] = []
+    try:
+        for document in documents:
+            batch.append(document)
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+    except InvalidInputError:
+        yield batch
+        raise
+    yield batch
 
 
 def search(
@@ -232,5 +235,10 @@ def forget(
 def _remove(session: Session, ids: list[str], *, forget_them: bool) -> None:
     wanted = list(dict.fromkeys(ids))
     with opened(session) as engine:
-        (engine.forget if forget_them else engine.delete)(wanted)
-    stderr().print(f"{len(wanted)} {'forgotten' if forget_them else 'deleted'}.")
+        count = engine.forget(wanted) if forget_them else engine.delete(wanted)
+    if not count:
+        raise MemoryNotFoundError(
+            f"None of these ids is in namespace {session.namespace!r}.", hint="'nnm search' shows the ids."
+        )
+    unknown = f", {len(wanted) - count} unknown" if count < len(wanted) else ""
+    stderr().print(f"{count} {'forgotten' if forget_them else 'deleted'}{unknown}.")
