@@ -1,16 +1,16 @@
 """Sparse vectors: the words and token pieces of a text as weighted ids; BM25 on the document side, IDF in the index.
 
 A text is Unicode-normalised (NFKC, case folded) and cut into words. Each word is stemmed and hashed into a stable
-31-bit id. A word that the model's tokenizer needs several pieces for also gives its pieces, with a small weight, so that
-unknown names still match in part. Scripts without blanks between words give pairs of neighbouring characters.
+31-bit id. A word that the model's tokenizer needs several pieces for also gives its pieces, with a small weight, so
+that unknown names still match in part. Scripts without blanks between words give pairs of neighbouring characters.
 The document weight is BM25's saturated term frequency,
 
     w(t, d) = tf (k1 + 1) / (tf + k1 (1 - b + b |d| / avgdl)),
 
 the query weight is the term's count, and the index multiplies by IDF(t) = ln(1 + (N - n_t + 0.5) / (n_t + 0.5))
-(Qdrant's `Modifier.IDF`): together BM25 as Lucene has it (Robertson & Zaragoza 2009). `average_length` belongs to the settings
-that a collection stores: it is set from the first batch and renewed when the collection has doubled, together with the
-whitening; the sparse vectors are then made anew from the texts, which needs no model.
+(Qdrant's `Modifier.IDF`): together BM25 as Lucene has it (Robertson & Zaragoza 2009). `average_length` belongs to the
+settings that a collection stores: it is set from the first batch and renewed when the collection has doubled, together
+with the whitening; the sparse vectors are then made anew from the texts, which needs no model.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ from numpy.typing import NDArray
 from nnm_core.errors import InvalidInputError
 
 # Lucene's list: words that say nothing about a subject in any collection.
-ENGLISH_STOP_WORDS = frozenset(
-    """a an and are as at be but by for if in into is it no not of on or such that the their then there these they
-    this to was will with""".split()
-)
+_ENGLISH = """a an and are as at be but by for if in into is it no not of on or such that the their then there these
+    they this to was will with"""
+ENGLISH_STOP_WORDS = frozenset(_ENGLISH.split())
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*", re.UNICODE)
 # Ideographs, kana, and the South-East Asian scripts that are written without blanks.
 _UNSPACED = re.compile(
@@ -69,10 +68,10 @@ class SparseSettings:
 
     stemmer: str | None = "english"
     stop_words: frozenset[str] = ENGLISH_STOP_WORDS
-    k1: float = 1.2
+    k1: float = 1.5
     b: float = 0.75
     average_length: float = 100.0
-    piece_weight: float = 0.0
+    piece_weight: float = 0.25
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop_words", frozenset(self.stop_words))

@@ -199,6 +199,5 @@ def _root(correlation: Array64, shrinkage: float, power: float, method: str, dim
     shrunk = (1 - shrinkage) * values.clip(min=0) + shrinkage
     shrunk = np.maximum(shrunk, 1e-5 * float(shrunk.max()))
     scaled = axes * shrunk**-power
-    if method == "zca":
-        return scaled @ axes.T
-    return cast(Array64, scaled[:, ::-1][:, :dims])
+    root: Array64 = scaled @ axes.T if method == "zca" else scaled[:, ::-1][:, :dims]
+    return root
