@@ -93,7 +93,7 @@ def make(name: str, **settings: Any) -> PreTrainedModel:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.mul_(2.0)
+                parameter.mul_(8.0)
     return model
 
 
