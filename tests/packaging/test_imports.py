@@ -23,6 +23,7 @@ PUBLIC = {
         "InvalidInputError",
         "Memory",
         "MemoryNotFoundError",
+        "MemoryNotInjectedError",
         "Message",
         "ModelError",
         "ModelNotFoundError",

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from nnm_core.errors import ContextOverflowError, PositionError
+from nnm_core.errors import ContextOverflowError, MemoryNotInjectedError, PositionError
 from nnm_core.injection.generate import DecodeSettings, decode
-from nnm_core.injection.plan import Plan, make_plan, read_plan
+from nnm_core.injection.plan import FIRST_TIME, Plan, make_plan, read_plan
 from nnm_core.injection.prefill import keep_read, prefill
 from nnm_core.injection.tree import StateTree
 from nnm_core.model.load import LoadedModel
@@ -36,6 +36,7 @@ class Request:
         decoding: how the answer is decoded.
         started: `time.perf_counter` at the call, so that recall counts.
         fallbacks: what already had to be given up, for the receipt.
+        strict: refuse to read a memory as text, unless it is read to be kept.
     """
 
     messages: Sequence[PromptMessage]
@@ -45,6 +46,7 @@ class Request:
     decoding: DecodeSettings
     started: float
     fallbacks: tuple[str, ...] = ()
+    strict: bool = False
 
 
 @dataclass
@@ -73,10 +75,13 @@ class Answerer:
 
         Raises:
             ContextOverflowError: the prompt is too long; nothing is ever cut.
+            MemoryNotInjectedError: the request is strict and a memory has no state that can be used.
         """
         segments = self.format.segments(request.messages)
         self.check_fit(segments, request.decoding.max_tokens)
         plan = self.plan(segments, request)
+        if request.strict:
+            _refuse_text(plan)
         cache, logits = prefill(self.model, plan, room=request.decoding.max_tokens)
         pieces: list[str] = []
         tokens: list[int] = []
@@ -152,4 +157,13 @@ class Answerer:
             fallbacks=request.fallbacks + reasons,
             seconds_total=time.perf_counter() - request.started,
             memories=memories,
+        )
+
+
+def _refuse_text(plan: Plan) -> None:
+    lost = [step for step in plan.steps if step.segment.memory is not None and step.reason not in ("", FIRST_TIME)]
+    if lost:
+        raise MemoryNotInjectedError(
+            "; ".join(f"{step.segment.memory.id}: {step.reason}" for step in lost if step.segment.memory is not None),
+            hint="Without strict=True its text is read as in ordinary prompting.",
         )

@@ -17,8 +17,15 @@ from types import TracebackType
 from typing import Any, Literal
 
 from nnm_core.answering import Answerer, Request
+from nnm_core.chat import bare_prompt, chat_prompt
 from nnm_core.collection import Collection, StoreSettings
-from nnm_core.errors import ContextOverflowError, EngineClosedError, InvalidInputError, MemoryNotFoundError
+from nnm_core.errors import (
+    ContextOverflowError,
+    EngineClosedError,
+    InvalidInputError,
+    MemoryNotFoundError,
+    MemoryNotInjectedError,
+)
 from nnm_core.ingest import Ingest, new_memories
 from nnm_core.injection.generate import DecodeSettings
 from nnm_core.injection.prefill import memory_point
@@ -34,6 +41,7 @@ from nnm_core.states.state import PlacedState
 from nnm_core.storage.filters import parse_filter
 
 Overflow = Literal["raise", "drop"]
+Missing = Literal["raise", "skip"]
 Question = str | Sequence[Message]
 
 
@@ -205,17 +213,21 @@ class NNM:
         self.leases.take((hit.memory for hit in hits), scope=scope)
         return hits
 
-    def get(self, ids: str | Sequence[str]) -> list[Memory]:
+    def get(self, ids: str | Sequence[str], *, missing: Missing = "raise") -> list[Memory]:
         """The memories with these ids, in order.
+
+        Args:
+            missing: ``raise``, or ``skip`` ids that do not exist in this namespace.
 
         Raises:
             MemoryNotFoundError: one of them does not exist in this namespace.
         """
         self._check_open()
+        _check_choice("missing", missing, ("raise", "skip"))
         wanted = [ids] if isinstance(ids, str) else list(ids)
         entries = self._collection.entries(wanted)
         for memory_id, entry in zip(wanted, entries, strict=True):
-            if entry is None:
+            if entry is None and missing == "raise":
                 raise MemoryNotFoundError(f"No memory {memory_id!r} in namespace {self.namespace!r}.")
         return [entry.memory for entry in entries if entry is not None]
 
@@ -246,11 +258,13 @@ class NNM:
         max_tokens: int = 64,
         *,
         memories: Sequence[str | Memory | Hit] | None = None,
+        references: Sequence[Memory] = (),
         policy: Policy = "auto",
         mode: Mode = "inject",
         filter: Any = None,
         overflow: Overflow = "raise",
         scope: str = "",
+        strict: bool = False,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -264,18 +278,22 @@ class NNM:
                 text of memories leased to `scope` is replaced by their states and the rest is read.
             k: how many memories to recall.
             max_tokens: length of the answer at most.
-            memories: use these, in this order, in place of a search: ids, memories or hits.
+            memories: use these, in this order, in place of a search: ids, memories or hits. In a chat prompt those
+                whose text does not stand in it are put before the last user turn.
+            references: memories to look for in a chat prompt, beside the leased ones.
             policy: ``exact`` and ``auto`` inject only states that make the answer equal to reading, and read the
                 rest; ``fast`` also places states side by side that were not computed together.
             mode: ``inject``; ``read`` reads the very same tokens; ``bare`` asks without any memory.
             filter: metadata conditions for the search.
             overflow: what to do when the memories do not fit the context: ``raise``, or ``drop`` the lowest ranked.
             scope: whose leases count.
+            strict: raise where a memory would be read as text, unless it is read once to be kept.
             temperature, top_p, top_k, seed: sampling; greedy by default.
             stop: strings that end the answer.
 
         Raises:
             ContextOverflowError: the prompt is too long; nothing is ever cut silently.
+            MemoryNotInjectedError: `strict` forbids what would have to be done.
         """
         started = time.perf_counter()
         self._check_open()
@@ -288,8 +306,8 @@ class NNM:
             hits = self._hits(question, k, memories, mode, filter, scope)
             messages: list[PromptMessage] = question_prompt(question, [hit.memory for hit in hits], self.system)
         else:
-            hits, messages = self._chat(question, memories, mode, scope)
-        request = Request(messages, hits, mode, policy, decoding, started)
+            hits, messages = self._chat(question, memories, references, mode, scope, strict=strict)
+        request = Request(messages, hits, mode, policy, decoding, started, strict=strict)
         if overflow == "drop" and isinstance(question, str):
             request = self._drop_until_fit(question, request)
         self._left_state()
@@ -327,22 +345,27 @@ class NNM:
         return tuple(hits)
 
     def _chat(
-        self, messages: Sequence[Message], memories: Sequence[str | Memory | Hit] | None, mode: Mode, scope: str
+        self,
+        messages: Sequence[Message],
+        memories: Sequence[str | Memory | Hit] | None,
+        references: Sequence[Memory],
+        mode: Mode,
+        scope: str,
+        *,
+        strict: bool,
     ) -> tuple[tuple[Hit, ...], list[PromptMessage]]:
-        if not messages:
-            raise InvalidInputError("The chat prompt has no messages.")
-        given = self._given(memories or ())
-        if given:  # explicit memories of a chat are looked for in its text like leased ones
-            self.leases.take((hit.memory for hit in given), scope=scope)
-        prompt = []
-        hits = {hit.memory.id: hit for hit in given}
-        for message in messages:
-            parts = (message.content,) if mode == "bare" else self.leases.find(message.content, scope=scope)
-            prompt.append(PromptMessage(message.role, parts))
-            for part in parts:
-                if isinstance(part, Memory):
-                    hits.setdefault(part.id, Hit(part, 1.0))
-        return tuple(hits.values()), prompt
+        if mode == "bare":
+            return (), bare_prompt(messages).messages
+        given = {hit.memory.id: hit for hit in self._given(memories or ())}
+        known = [hit.memory for hit in given.values()]
+        also = [memory for memory in references if memory.namespace == self.namespace]
+        prompt = chat_prompt(messages, self.leases, scope=scope, given=known, references=also)
+        if strict and prompt.missed:
+            raise MemoryNotInjectedError(
+                f"None of the recalled memories stands in the prompt: {', '.join(m.id for m in prompt.missed)}.",
+                hint="Something between retriever and model has changed their text; see `memories=` for another way.",
+            )
+        return tuple(given.get(memory.id) or Hit(memory, 1.0) for memory in prompt.memories), prompt.messages
 
     def _drop_until_fit(self, question: str, request: Request) -> Request:
         hits = list(request.hits)

@@ -62,6 +62,10 @@ class MemoryNotFoundError(NNMError, KeyError):
     __str__ = NNMError.__str__
 
 
+class MemoryNotInjectedError(NNMError):
+    """A strict prompt has a memory whose state cannot be used, or has none of those recalled for it."""
+
+
 class FilterError(InvalidInputError):
     """A search filter is malformed or asks for something that the index cannot do. Filters never fail open."""
 

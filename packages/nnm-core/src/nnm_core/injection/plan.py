@@ -15,6 +15,9 @@ from nnm_core.model.prompt import Segment
 from nnm_core.records import Policy, Tier
 from nnm_core.states.state import ROOT, PlacedState, chain
 
+# Why a memory is read that will be injected the next time.
+FIRST_TIME = "no state behind this left context yet; read, and kept for the next time"
+
 Action = Literal["exact", "composed", "read"]
 
 # (segment, name of the context before it, position of its first token) -> its exact state, if there is one
@@ -85,7 +88,7 @@ def make_plan(
     find_exact: FindExact,
     find_any: FindAny,
     *,
-    reason: str = "no state behind this left context yet; read, and kept for the next time",
+    reason: str = FIRST_TIME,
 ) -> Plan:
     """Walk `segments` and decide.
 

@@ -11,12 +11,30 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from nnm_core.model.prompt import Part
 from nnm_core.records import Memory
 
 TTL_SECONDS = 3600.0
 LIMIT = 512
+
+
+@dataclass
+class Lease:
+    """A memory that may be looked for in prompts.
+
+    Attributes:
+        memory: the version that was recalled.
+        pattern: finds its text, white space aside.
+        expires: monotonic time in seconds.
+        pending: no prompt has come since it was recalled.
+    """
+
+    memory: Memory
+    pattern: re.Pattern[str]
+    expires: float
+    pending: bool = True
 
 
 class LeaseBook:
@@ -26,7 +44,7 @@ class LeaseBook:
         """Args: ttl: seconds that a lease lives after its last use; limit: leases kept, oldest dropped first."""
         self._ttl = ttl
         self._limit = limit
-        self._leases: OrderedDict[tuple[str, str], tuple[Memory, re.Pattern[str], float]] = OrderedDict()
+        self._leases: OrderedDict[tuple[str, str], Lease] = OrderedDict()
         self._lock = threading.Lock()
 
     def take(self, memories: Iterable[Memory], *, scope: str = "") -> None:
@@ -35,7 +53,7 @@ class LeaseBook:
         with self._lock:
             for memory in memories:
                 if memory.text.split():
-                    self._leases[scope, memory.id] = (memory, _pattern(memory.text), now + self._ttl)
+                    self._leases[scope, memory.id] = Lease(memory, _pattern(memory.text), now + self._ttl)
                     self._leases.move_to_end((scope, memory.id))
             while len(self._leases) > self._limit:
                 self._leases.popitem(last=False)
@@ -47,10 +65,30 @@ class LeaseBook:
             for key in [key for key in self._leases if key[1] in gone]:
                 del self._leases[key]
 
-    def find(self, text: str, *, scope: str = "") -> tuple[Part, ...]:
-        """Cut `text` at the leased memories that stand in it, white space aside; longer memories win overlaps."""
+    def settle(self, found: Iterable[Memory], *, scope: str = "") -> tuple[Memory, ...]:
+        """A prompt of this scope has come, with `found` in it: which memories were recalled for it and are not there.
+
+        Each lease is reported once; it stays valid for the prompts that follow.
+        """
+        there = {memory.id for memory in found}
+        missed = []
+        with self._lock:
+            for (owner, _), lease in self._leases.items():
+                if owner == scope and lease.pending:
+                    lease.pending = False
+                    if lease.memory.id not in there:
+                        missed.append(lease.memory)
+        return tuple(missed)
+
+    def find(self, text: str, *, scope: str = "", also: Iterable[Memory] = ()) -> tuple[Part, ...]:
+        """Cut `text` at the leased memories that stand in it, white space aside; longer memories win overlaps.
+
+        Args:
+            also: memories to look for beside the leased ones; they take no lease.
+        """
         spans = []
-        for memory, pattern in self._live(scope):
+        extra = [(memory, _pattern(memory.text)) for memory in also if memory.text.split()]
+        for memory, pattern in (*extra, *self._live(scope)):
             spans += [(match.start(), match.end(), memory) for match in pattern.finditer(text)]
         spans.sort(key=lambda span: (span[0], -span[1]))
         parts: list[Part] = []
@@ -65,9 +103,9 @@ class LeaseBook:
     def _live(self, scope: str) -> list[tuple[Memory, re.Pattern[str]]]:
         now = time.monotonic()
         with self._lock:
-            for key in [key for key, (_, _, expires) in self._leases.items() if expires < now]:
+            for key in [key for key, lease in self._leases.items() if lease.expires < now]:
                 del self._leases[key]
-            return [(memory, pattern) for (s, _), (memory, pattern, _) in self._leases.items() if s == scope]
+            return [(lease.memory, lease.pattern) for (s, _), lease in self._leases.items() if s == scope]
 
 
 def _pattern(text: str) -> re.Pattern[str]:
