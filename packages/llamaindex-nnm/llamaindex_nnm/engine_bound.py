@@ -1,0 +1,46 @@
+"""What every component here shares: one engine, held so that copies share it and pickles are refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from nnm_core import NNMError
+
+if TYPE_CHECKING:
+    from nnm_core import NNM
+
+
+class NotPicklableError(NNMError, TypeError):
+    """A component that holds a loaded model and an open store was to be pickled."""
+
+
+class EngineHandle:
+    """Holds the engine: copies of a component, deep ones too, share it."""
+
+    __slots__ = ("nnm",)
+
+    def __init__(self, nnm: NNM) -> None:
+        self.nnm = nnm
+
+    def __copy__(self) -> EngineHandle:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EngineHandle:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise _refusal("The engine")
+
+
+class EngineBound:
+    """Mixin that refuses pickling with a hint, where LlamaIndex would drop the engine and go on without it."""
+
+    def __getstate__(self) -> NoReturn:
+        raise _refusal(type(self).__name__)
+
+
+def _refusal(name: str) -> NotPicklableError:
+    return NotPicklableError(
+        f"{name} holds a loaded model and an open store and cannot be pickled.",
+        hint="Open the store and make the component again where it is needed; with pipelines, use num_workers=None.",
+    )
