@@ -30,6 +30,7 @@ from nnm_core.storage.journal import Journal
 from nnm_core.storage.journal_records import Entry, Removal, StateRef, Write
 from nnm_core.storage.lock import NamespaceLock
 from nnm_core.storage.paths import make_private_directory, namespace_directory
+from nnm_core.storage.recovery import carry_out, recover
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +93,9 @@ class Collection:
         self.index, damaged = self._open_index()
         self._open.append(lambda: self.index.close())
         self._load_transforms()
-        self.remove(self.journal.recover())
-        if damaged or self.journal.get_setting("reindexing", default=False):
+        recovery = recover(self.journal, self.index, self.blobs)
+        torn = damaged or recovery.missing_points or self.journal.get_setting("reindexing", default=False)
+        if torn and not self.needs_rereading:
             self.reindex()
 
     def _check_model(self, *, rebuild: bool) -> bool:
@@ -234,12 +236,7 @@ class Collection:
 
     def remove(self, removal: Removal) -> None:
         """Take from index and states what has no memory any more."""
-        if removal:
-            self.index.delete(removal.points)
-            self.blobs.delete(removal.blobs)
-            if removal.erase:
-                self.index.purge()
-            self.journal.removed(removal)
+        carry_out(removal, self.journal, self.index, self.blobs)
 
     # -- reading ------------------------------------------------------------------------------------------------
 

@@ -64,6 +64,11 @@ class JournalReader:
         """How many memories there are."""
         return int(self._db.read("SELECT COUNT(*) FROM versions WHERE status = 1 AND tombstone = 0")[0][0])
 
+    def token_count(self) -> int:
+        """Tokens of all memories together, as their writers counted them."""
+        sql = "SELECT COALESCE(SUM(tokens), 0) FROM versions WHERE status = 1 AND tombstone = 0"
+        return int(self._db.read(sql)[0][0])
+
     def live_points(self) -> set[str]:
         """The points that the index must hold."""
         return {row[0] for row in self._db.read("SELECT point FROM versions WHERE status = 1 AND tombstone = 0")}
