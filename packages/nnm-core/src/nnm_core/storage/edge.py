@@ -11,7 +11,7 @@ import json
 import shutil
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -45,6 +45,9 @@ _HNSW_EF = 256
 # With fewer points than this a payload index costs more than it saves.
 _FIELD_INDEX_FROM = 2_000
 _PAGE = 1_000
+# The engine writes through memory maps of sparse files: on a full disk that is not an error but a SIGBUS, which ends
+# the process. So we stop well before.
+_RESERVE = 16 * 2**20
 
 
 class EdgeIndex:
@@ -66,12 +69,19 @@ class EdgeIndex:
         self._field_indexes: set[str] = set()
         self._shard: edge.EdgeShard | None = self._open()
         self._count = self.count()
+        self._probe()
+
+    def _probe(self) -> None:
+        """Read a little of everything: damage shall show at opening and not in the first question."""
+        hits = self.search_dense(np.ones(self._dim), limit=1)
+        self.retrieve([hit.id for hit in hits])
 
     def _open(self) -> edge.EdgeShard:
         try:
             fresh = not self._path.exists() or not any(self._path.iterdir())
         except OSError as error:
             raise storage_error(f"Cannot read the index in {self._path}", error) from error
+        self._require_space(0)
         if fresh:
             make_private_directory(self._path)
             with _translated(StorageError, "The index could not be created"):
@@ -122,6 +132,7 @@ class EdgeIndex:
         """See `VectorIndex`."""
         ready = [self._encode(checked(p, dim=self._dim, token_dim=self._token_dim)) for p in points]
         if ready:
+            self._require_space(2 * sum(_nbytes(point) for point in points))
             self._update(edge.UpdateOperation.upsert_points(ready))
 
     def _encode(self, point: Point) -> edge.Point:
@@ -133,6 +144,18 @@ class EdgeIndex:
         if point.tokens is not None:
             vector["tokens"] = point.tokens.tolist()
         return edge.Point(point.id, vector, encode_payload(point.payload))
+
+    def _require_space(self, need: int) -> None:
+        place = self._path if self._path.exists() else self._path.parent
+        try:
+            free = shutil.disk_usage(place).free
+        except OSError as error:
+            raise storage_error(f"Cannot look at the disk of {self._path}", error) from error
+        if free < need + _RESERVE:
+            raise StorageError(
+                f"The disk of the index in {self._path} has only {free / 2**20:.0f} MB left.",
+                hint="The disk is full: free some space; what was stored before is intact.",
+            )
 
     def delete(self, ids: Iterable[str]) -> None:
         """See `VectorIndex`."""
@@ -148,6 +171,7 @@ class EdgeIndex:
 
     def purge(self) -> None:
         """See `VectorIndex`: rewrites the segments that have deleted points (0.5 s for 20,000 x 384)."""
+        self._require_space(self._disk_size())
         with self._use() as shard, _translated(StorageError, f"The index in {self._path} could not be rewritten"):
             shard.close()
             self._shard = None
@@ -161,9 +185,19 @@ class EdgeIndex:
 
     def optimize(self) -> None:
         """See `VectorIndex`."""
+        self._require_space(self._disk_size())
         with self._use() as shard, _translated(StorageError, f"The index in {self._path} could not be optimized"):
             shard.optimize()
             shard.flush()
+
+    def _disk_size(self) -> int:
+        # st_blocks: the files are sparse. Segments may go while we look, when another thread purges.
+        total = 0
+        for path in self._path.rglob("*"):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                total += getattr(status, "st_blocks", status.st_size // 512) * 512
+        return total
 
     def clear(self) -> None:
         """See `VectorIndex`."""
@@ -212,15 +246,20 @@ class EdgeIndex:
             check_limit(limit),
             query=edge.Query.Nearest(query, using=using),
             filter=condition,
-            params=edge.SearchParams(hnsw_ef=max(_HNSW_EF, limit), exact=self._count <= EXACT_UP_TO),
+            params=edge.SearchParams(
+                hnsw_ef=max(_HNSW_EF, limit),
+                exact=self._count <= EXACT_UP_TO,
+                # An empty filter: IDF over the points that are there. Without it deleted ones count until `optimize`.
+                idf=edge.IdfParams(corpus=edge.Filter()) if using == "sparse" else None,
+            ),
         )
-        with self._use() as shard, _translated(StorageError, f"The index in {self._path} could not be searched"):
+        with self._use() as shard, _translated(IndexDamagedError, f"The index in {self._path} could not be searched"):
             return ranked(ScoredPoint(str(hit.id), hit.score) for hit in shard.query(request))
 
     def retrieve(self, ids: Sequence[str]) -> list[Point | None]:
         """See `VectorIndex`."""
         wanted: list[Any] = [UUID(check_id(point_id)) for point_id in ids]
-        with self._use() as shard, _translated(StorageError, f"The index in {self._path} could not be read"):
+        with self._use() as shard, _translated(IndexDamagedError, f"The index in {self._path} could not be read"):
             found = {str(record.id): record for record in shard.retrieve(wanted, True, True)}
         return [_decode(found[str(point_id)]) if str(point_id) in found else None for point_id in wanted]
 
@@ -238,7 +277,7 @@ class EdgeIndex:
         offset: Any = None
         while True:
             request = edge.ScrollRequest(offset=offset, limit=_PAGE, with_payload=with_payload, with_vector=False)
-            with self._use() as shard, _translated(StorageError, f"The index in {self._path} could not be read"):
+            with self._use() as shard, _translated(IndexDamagedError, f"The index in {self._path} could not be read"):
                 records, offset = shard.scroll(request)
             for record in records:
                 yield str(record.id), decode_payload(record.payload or {})
@@ -268,6 +307,12 @@ class EdgeIndex:
             if self._shard is None:
                 raise EngineClosedError("The index is closed.", hint="Open the store again.")
             yield self._shard
+
+
+def _nbytes(point: Point) -> int:
+    arrays = sum(np.asarray(array).size * 4 for array in (point.dense, point.tokens) if array is not None)
+    sparse = 0 if point.sparse is None else 16 * len(point.sparse)
+    return arrays + sparse + len(json.dumps(dict(point.payload), default=str)) + 128
 
 
 def _decode(record: edge.Record) -> Point:
@@ -308,4 +353,6 @@ def _error(kind: type[StorageError], what: str, error: BaseException) -> Storage
         kind, hint = StorageError, "The disk is full: free some space; the memories are safe in the journal."
     elif "Read-only" in str(error) or "Permission denied" in str(error):
         kind, hint = StorageError, "The folder cannot be written: check its owner and the disk."
+    elif "Validation failed" in str(error):
+        kind, hint = StorageError, "The engine refuses this request; please report it. The index itself is fine."
     return kind(f"{what}: {error}.", hint=hint)

@@ -34,7 +34,8 @@ Scalar = str | int | float | bool | None
 
 # Beyond this, floats skip integers: such integers are compared as integers.
 EXACT_FLOAT = 2**53
-_ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?")
+# What all indexes read alike: a zone needs seconds before it.
+_ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)?)?)?")
 _HINT = "Operators are $eq $ne $gt $gte $lt $lte $in $nin $exists $contains $text $is_empty, and $and $or $not."
 
 
@@ -131,7 +132,7 @@ def parse_path(key: Any) -> tuple[str, ...]:
     """
     if not isinstance(key, str) or not key:
         raise FilterError(f"A filter's key must be a non-empty string, not {key!r}.")
-    parts = re.findall(r'(?:^|(?<=\.))(?:"([^"]+)"|([^."]+))(?=\.|$)', key)
+    parts = re.findall(r'(?:^|(?<=\.))(?:"([^"]+)"|([^."][^.]*))(?=\.|$)', key)
     path = tuple(quoted or plain for quoted, plain in parts)
     length = sum(len(quoted) + 2 if quoted else len(plain) for quoted, plain in parts) + len(parts) - 1
     if not path or length != len(key):
@@ -185,7 +186,7 @@ def _scalar(op: str, value: Any) -> Scalar:
 
 def _bound(op: str, value: Any) -> float | int | str:
     value = _scalar(op, value)
-    if isinstance(value, str) and _date(value) is not None:
+    if isinstance(value, str) and is_date(value):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
@@ -261,6 +262,11 @@ def _ordered(op: Op, value: Any, operand: float | int | str) -> bool:
 def _compare(op: Op, left: Any, right: Any) -> bool:
     results = {"gt": left > right, "gte": left >= right, "lt": left < right, "lte": left <= right}
     return bool(results[op])
+
+
+def is_date(text: str) -> bool:
+    """Whether this is text that the ordering operators take for a date."""
+    return _date(text) is not None
 
 
 def _date(text: str) -> datetime | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from nnm_core.errors import InvalidInputError
 from nnm_core.storage.filters import Filter, matches
+from nnm_core.storage.paths import storage_error
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -181,6 +183,19 @@ def open_index(
         prefix=prefix,
         owned=client is None,
     )
+
+
+def discard_index(path: Path) -> None:
+    """Remove the directory of an embedded index that is damaged, so that `open_index` makes a new one to fill.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    try:
+        if path.exists():
+            shutil.rmtree(path)
+    except OSError as error:
+        raise storage_error(f"Cannot remove the index in {path}", error) from error
 
 
 # -- shared by the implementations ------------------------------------------------------------------------------

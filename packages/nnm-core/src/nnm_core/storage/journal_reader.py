@@ -26,6 +26,7 @@ _LIVE_BY_POINT = """
 SELECT seq, id, version, status, tombstone, text, metadata, created, supersedes, digest, point, tokens
 FROM versions WHERE point = ? AND status = 1 AND tombstone = 0
 """
+_VECTOR_BY_ID = "SELECT id, vector, shape FROM versions WHERE id = ? AND status = 1 AND tombstone = 0"
 _LIVE_AFTER = """
 SELECT seq, id, version, status, tombstone, text, metadata, created, supersedes, digest, point, tokens
 FROM versions WHERE status = 1 AND tombstone = 0 AND seq > ? ORDER BY seq LIMIT ?
@@ -50,6 +51,13 @@ class JournalReader:
     def by_points(self, points: Sequence[str]) -> list[Entry | None]:
         """The live versions whose vectors are at `points`, in their order; None where there is none."""
         return self._each(_LIVE_BY_POINT, points)
+
+    def vectors(self, ids: Sequence[str]) -> list[np.ndarray[Any, Any] | None]:
+        """The raw vectors of the live versions of `ids`, float32, in their order; None where there is none."""
+        rows = [row for name in dict.fromkeys(ids) for row in self._db.read(_VECTOR_BY_ID, (name,))]
+        found = {row[0]: schema.decode_vector(row[1], row[2]) for row in rows}
+        vectors = [found.get(name) for name in ids]
+        return [None if vector is None else vector.astype(np.float32) for vector in vectors]
 
     def _each(self, sql: str, names: Sequence[str]) -> list[Entry | None]:
         found = self._entries([row for name in dict.fromkeys(names) for row in self._db.read(sql, (name,))])
