@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from nnm_core.embedding.kv_embedding import KVEmbedder
 from nnm_core.embedding.settings import EmbeddingSettings
 from nnm_core.embedding.tokens import SparseEncoder
 from nnm_core.embedding.whitening import SufficientStatistics, Whitening
-from nnm_core.errors import IndexDamagedError, StoreMismatchError
+from nnm_core.errors import IndexDamagedError, InvalidInputError, StoreMismatchError
 from nnm_core.model.load import LoadedModel
-from nnm_core.records import Hit, Memory
+from nnm_core.recall.by_vector import search_parts
+from nnm_core.recall.fusion import FusedHit
 from nnm_core.recall.search import Searcher, SearchSettings
+from nnm_core.records import Hit, Memory
 from nnm_core.states.codecs import Codec, NativeCodec, expectation, manifest_of
 from nnm_core.states.state import State
 from nnm_core.storage.blobs import BlobStore, open_blobs
@@ -86,6 +88,8 @@ class Collection:
         folder = self._folder
         self.journal = Journal(None if folder is None else folder / "journal.db", namespace=self.settings.namespace)
         self._open.append(self.journal.close)
+        # Length of the vectors if another embedder makes them; None if the engine's own does.
+        self.foreign_dim: int | None = self.journal.get_setting("foreign_dim")
         self.needs_rereading = self._check_model(rebuild=rebuild)
         states = None if folder is None else folder / "states"
         self.blobs: BlobStore = open_blobs(states, quota=self.settings.state_quota)
@@ -122,14 +126,18 @@ class Collection:
         settings = self.embedder.settings.to_json()
         return {"identity": self.model.identity, "name": self.model.name, "embedding": settings}
 
-    def _open_index(self) -> tuple[VectorIndex, bool]:
-        """The index, and whether it has to be filled from the journal."""
+    def _index_place(self) -> tuple[Path | None, dict[str, Any]]:
         folder = None if self._folder is None or self.settings.url is not None else self._folder / "index"
         options: dict[str, Any] = {
             "namespace": self.settings.namespace,
-            "dim": self.embedder.dim,
+            "dim": self.dim,
             "url": self.settings.url,
         }
+        return folder, options
+
+    def _open_index(self) -> tuple[VectorIndex, bool]:
+        """The index, and whether it has to be filled from the journal."""
+        folder, options = self._index_place()
         if self.needs_rereading:
             return _fresh_index(folder, options), False
         missing = folder is not None and not folder.exists() and self.journal.live_count() > 0
@@ -138,6 +146,35 @@ class Collection:
         except IndexDamagedError as error:
             logger.warning("%s It is built again from the journal.", error)
             return _fresh_index(folder, options), True
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors that are compared here."""
+        return self.embedder.dim if self.foreign_dim is None else self.foreign_dim
+
+    def settle_vectors(self, dim: int | None) -> None:
+        """Say whose vectors come next: the engine's own (None) or another embedder's, of `dim` numbers.
+
+        An empty namespace takes either; after that it keeps to what it has.
+
+        Raises:
+            StoreMismatchError: there are memories with vectors of the other kind.
+        """
+        if dim == self.foreign_dim or (dim is None and self.journal.live_count() > 0):
+            return  # texts without vectors may join foreign ones: words find them
+        if self.journal.live_count() > 0:
+            kind = "its own model" if self.foreign_dim is None else f"another embedder ({self.foreign_dim} numbers)"
+            raise StoreMismatchError(
+                f"The namespace {self.settings.namespace!r} holds vectors made by {kind}; these are different ones.",
+                hint="Use another namespace for other vectors, or delete the memories first.",
+            )
+        self.journal.set_setting("foreign_dim", dim)
+        self.journal.set_setting("whitening", None)
+        self.foreign_dim = dim
+        self.index.close()
+        folder, options = self._index_place()
+        self.index = _fresh_index(folder, options)
+        self._load_transforms()
 
     def close(self) -> None:
         """Release files and the lock, in the reverse order of opening."""
@@ -148,9 +185,8 @@ class Collection:
 
     def _load_transforms(self) -> None:
         saved = self.journal.get_setting("whitening")
-        dim = self.embedder.dim
         fits = saved is not None and not self.needs_rereading
-        self.whitening = Whitening.from_arrays(load_arrays(saved)) if fits else Whitening.identity(dim)
+        self.whitening = Whitening.from_arrays(load_arrays(saved)) if fits else Whitening.identity(self.dim)
         average = self.journal.get_setting("average_length")
         self.sparse = SparseEncoder(self.model.tokenizer)
         if average is not None:
@@ -158,10 +194,15 @@ class Collection:
         search = self.journal.get_setting("search")
         self.searcher = Searcher(
             self.index,
-            dense=lambda text: self.whitening.transform(self.embedder.encode([text], "query"))[0],
+            dense=self.dense_query if self.foreign_dim is None else None,
             sparse=self.sparse_query,
             settings=SearchSettings(**search) if search else None,
         )
+
+    def dense_query(self, text: str) -> Vectors:
+        """The query side of the engine's own vectors."""
+        made: Vectors = self.whitening.transform(self.embedder.encode([text], "query"))[0]
+        return made
 
     def sparse_query(self, text: str) -> SparseVector:
         """The query side of the sparse vectors."""
@@ -184,31 +225,38 @@ class Collection:
             self._refit()
         for batch in self.journal.iter_raw(_BATCH):
             entries = [entry for entry, _ in batch]
-            raw = np.stack([vector for _, vector in batch if vector is not None])
-            self.index.upsert(self._points(entries, raw))
+            self.index.upsert(self._points(entries, [vector for _, vector in batch]))
         self.journal.set_setting("reindexing", False)
 
     def _refit(self) -> None:
-        statistics = SufficientStatistics(self.embedder.dim)
+        statistics = SufficientStatistics(self.dim)
         words = documents = 0
         for batch in self.journal.iter_raw(_BATCH):
-            statistics.add(np.stack([vector for _, vector in batch if vector is not None]).astype(np.float32))
+            if self.foreign_dim is None:
+                statistics.add(np.stack([vector for _, vector in batch if vector is not None]).astype(np.float32))
             words += sum(self.sparse.length(entry.memory.text) for entry, _ in batch)
             documents += len(batch)
-        self.whitening = Whitening.fit(statistics, version=self.whitening.version + 1)
+        version = self.whitening.version + 1
+        if self.foreign_dim is None:
+            self.whitening = Whitening.fit(statistics, version=version)
+        else:  # other people's vectors are compared as they are
+            self.whitening = replace(Whitening.identity(self.dim, version=version), fitted_on=documents)
         self.sparse = self.sparse.with_average_length(words / max(documents, 1))
         self.journal.set_setting("whitening", save_arrays(self.whitening.to_arrays()))
         self.journal.set_setting("average_length", words / max(documents, 1))
 
-    def _points(self, entries: Sequence[Entry], raw: NDArray[Any]) -> list[Point]:
-        dense = self.whitening.transform(raw.astype(np.float32))
-        return [self._point(entry, vector) for entry, vector in zip(entries, dense, strict=True)]
+    def _points(self, entries: Sequence[Entry], raw: Sequence[NDArray[Any] | None]) -> list[Point]:
+        present = [vector.astype(np.float32) for vector in raw if vector is not None]
+        dense = iter(self.whitening.transform(np.stack(present)) if present else ())
+        vectors = [None if vector is None else next(dense) for vector in raw]
+        return [self._point(entry, vector) for entry, vector in zip(entries, vectors, strict=True)]
 
-    def _point(self, entry: Entry, dense: Vectors) -> Point:
+    def _point(self, entry: Entry, dense: Vectors | None) -> Point:
         words = self.sparse.document(entry.memory.text)
         payload = {"id": entry.memory.id, "metadata": dict(entry.memory.metadata)}
         # A vector equal to the mean has no direction left; the index would refuse it.
-        return Point(entry.point, dense if dense.any() else None, SparseVector(words.indices, words.values), payload=payload)
+        dense = dense if dense is not None and dense.any() else None
+        return Point(entry.point, dense, SparseVector(words.indices, words.values), payload=payload)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -218,15 +266,25 @@ class Collection:
         self.blobs.put(point, self.codec.encode(state), manifest)
         return StoredState(StateRef(point, state.chain), len(state.token_ids))
 
-    def write(self, entries: Sequence[Entry], raw: Vectors, states: Sequence[StoredState]) -> None:
+    def write(self, entries: Sequence[Entry], raw: Sequence[Vectors | None], states: Sequence[StoredState]) -> None:
         """Make pending `entries` live, after their states: first the vectors, then the journal's commit."""
         self.index.upsert(self._points(entries, raw))
-        self.remove(self.journal.commit([_write(*item) for item in zip(entries, raw, states, strict=True)]))
+        self.remove(self.journal.commit(self._writes(entries, raw, states)))
 
-    def rewrite(self, entries: Sequence[Entry], raw: Vectors, states: Sequence[StoredState | None]) -> None:
+    def rewrite(
+        self, entries: Sequence[Entry], raw: Sequence[Vectors | None], states: Sequence[StoredState | None]
+    ) -> None:
         """Replace what another model derived from live `entries`."""
         self.index.upsert(self._points(entries, raw))
-        self.remove(self.journal.rederive([_write(*item) for item in zip(entries, raw, states, strict=True)]))
+        self.remove(self.journal.rederive(self._writes(entries, raw, states)))
+
+    def _writes(
+        self, entries: Sequence[Entry], raw: Sequence[Vectors | None], states: Sequence[StoredState | None]
+    ) -> list[Write]:
+        # Half precision is plenty for our own vectors; those of others are given back as they came.
+        kind = np.float16 if self.foreign_dim is None else np.float32
+        rows = zip(entries, raw, states, strict=True)
+        return [_write(entry, None if row is None else row.astype(kind), state) for entry, row, state in rows]
 
     def finish_rereading(self) -> None:
         """From now on the namespace belongs to this model."""
@@ -251,12 +309,34 @@ class Collection:
                 return self.codec.decode(blob.tensors, blob.manifest)
         return None
 
-    def search(self, query: str, k: int, filter: Any) -> list[Hit]:
-        """The `k` best live memories; points without one (a removal was interrupted) are passed over."""
-        found = self.searcher.search(query, k, filter=filter)
+    def search(
+        self, query: str, k: int, filter: Any, *, vector: Vectors | None = None, alpha: float | None = None
+    ) -> list[Hit]:
+        """The `k` best live memories; points without one (a removal was interrupted) are passed over.
+
+        With a `vector` or an `alpha` it is searched by these, else in the way that suits the collection.
+        """
+        if vector is None and alpha is None:
+            found = self.searcher.search(query, k, filter=filter)
+        else:
+            found = self._search_parts(query, k, filter, vector, 1.0 if alpha is None else alpha)
         entries = self.journal.by_points([hit.id for hit in found])
         pairs = zip(found, entries, strict=True)
         return [Hit(entry.memory, hit.score, hit.parts) for hit, entry in pairs if entry is not None]
+
+    def _search_parts(self, query: str, k: int, filter: Any, vector: Vectors | None, alpha: float) -> list[FusedHit]:
+        dense = None
+        if vector is not None:
+            dense = self.whitening.transform(vector[None])[0]
+        elif alpha > 0 and self.foreign_dim is not None:
+            raise InvalidInputError(
+                "This namespace has vectors of another embedder; a text alone cannot be compared with them.",
+                hint="Pass the query's vector too, or alpha=0 to search by words.",
+            )
+        elif alpha > 0:
+            dense = self.dense_query(query)
+        words = self.sparse_query(query) if alpha < 1 else None
+        return search_parts(self.index, dense=dense, sparse=words, alpha=alpha, limit=k, filter=filter)
 
     def token_count(self) -> int:
         """Tokens of all live memories."""
@@ -275,12 +355,11 @@ def _fresh_index(folder: Path | None, options: dict[str, Any]) -> VectorIndex:
     return index
 
 
-def _write(entry: Entry, vector: Vectors, state: StoredState | None) -> Write:
+def _write(entry: Entry, vector: NDArray[Any] | None, state: StoredState | None) -> Write:
     refs, tokens = ((), 0) if state is None else ((state.ref,), state.tokens)
-    return Write(entry.point, vector.astype(np.float16), tokens, refs)
+    return Write(entry.point, vector, tokens, refs)
 
 
 def _embedding_settings(model: LoadedModel) -> EmbeddingSettings:
     # Without the attention seam there is no slot to re-route through; the vectors are then plain pooled states.
     return EmbeddingSettings() if model.intervenes else EmbeddingSettings(route="off")
-

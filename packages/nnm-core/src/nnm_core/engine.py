@@ -1,8 +1,8 @@
 """NNM, the whole path: open, add, search, answer, forget.
 
-    ingest   text -> one reading behind the canonical left context -> state;  compression pass -> vector
-    recall   query -> vectors -> fused hits, each leased
-    answer   prompt -> segments -> plan -> load or read -> decode -> receipt
+ingest   text -> one reading behind the canonical left context -> state;  compression pass -> vector
+recall   query -> vectors -> fused hits, each leased
+answer   prompt -> segments -> plan -> load or read -> decode -> receipt
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
+
+from numpy.typing import ArrayLike
 
 from nnm_core.answering import Answerer, Request
 from nnm_core.chat import bare_prompt, chat_prompt
@@ -39,13 +41,14 @@ from nnm_core.records import Answer, Chunk, Hit, Memory, Message, Mode, Policy
 from nnm_core.states.capture import capture, place
 from nnm_core.states.state import PlacedState
 from nnm_core.storage.filters import parse_filter
+from nnm_core.vectors import VectorFace, Vectors, given_vectors, one_vector
 
 Overflow = Literal["raise", "drop"]
 Missing = Literal["raise", "skip"]
 Question = str | Sequence[Message]
 
 
-class NNM:
+class NNM(VectorFace):
     """A model and one namespace of memories. Use as a context manager, or call `close()`."""
 
     def __init__(
@@ -132,6 +135,8 @@ class NNM:
         ids: str | Sequence[str | None] | None = None,
         metadatas: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         *,
+        vectors: ArrayLike | None = None,
+        foreign: bool = False,
         progress: bool | Callable[[int, int], None] = False,
     ) -> list[Memory]:
         """Read texts once and keep text, state and vectors. One text is accepted in place of a list.
@@ -143,6 +148,8 @@ class NNM:
             texts: non-empty strings, each at most as long as the model's context allows.
             ids: your own ids; without one a text gets an id made of its digest.
             metadatas: JSON-like mappings.
+            vectors: [n, dim] raw vectors from `embed`, which are not made again then.
+            foreign: the vectors are another embedder's, of any length; a namespace holds one kind only.
             progress: True draws a progress bar; a function is called with (done, total).
 
         Returns:
@@ -150,6 +157,7 @@ class NNM:
 
         Raises:
             InvalidInputError: nothing of this call was stored then.
+            StoreMismatchError: the namespace holds vectors of another kind.
             StorageError: the disk is full or cannot be written; what was stored before is not harmed.
         """
         self._check_open()
@@ -160,17 +168,25 @@ class NNM:
         if isinstance(ids, str) or isinstance(metadatas, Mapping):
             raise InvalidInputError("Several texts need a list of ids and a list of metadatas.")
         memories = new_memories(texts, ids, metadatas, self.namespace)
+        rows = given_vectors(vectors, len(memories))
         with self._writing:
+            if memories:
+                self._collection.settle_vectors(len(rows[0]) if foreign and rows[0] is not None else None)
             if progress is True:
                 from nnm_core.progress import bar
 
                 with bar("Reading", len(memories)) as update:
-                    return self._add(memories, update)
-            return self._add(memories, progress or None)
+                    return self._add(memories, rows, update)
+            return self._add(memories, rows, progress or None)
 
-    def _add(self, memories: Sequence[Memory], progress: Callable[[int, int], None] | None) -> list[Memory]:
+    def _add(
+        self,
+        memories: Sequence[Memory],
+        vectors: Sequence[Vectors | None],
+        progress: Callable[[int, int], None] | None,
+    ) -> list[Memory]:
         changed = [memory.id for memory in memories]
-        added = self._ingest.add(memories, progress)
+        added = self._ingest.add(memories, progress, vectors)
         versions = {memory.id: memory.version for memory in added}
         self._tree.forget(memory_point(self.namespace, i, v) for i in changed for v in range(1, versions[i]))
         return added
@@ -192,7 +208,16 @@ class NNM:
 
     # -- recall -------------------------------------------------------------------------------------------------
 
-    def search(self, query: str, k: int = 4, filter: Any = None, *, scope: str = "") -> list[Hit]:
+    def search(
+        self,
+        query: str = "",
+        k: int = 4,
+        filter: Any = None,
+        *,
+        scope: str = "",
+        vector: ArrayLike | None = None,
+        alpha: float | None = None,
+    ) -> list[Hit]:
         """The `k` memories that fit `query` best, best first; each hit takes a lease in `scope`.
 
         Args:
@@ -200,16 +225,20 @@ class NNM:
             k: how many at most.
             filter: metadata conditions, e.g. ``{"year": {"$gte": 2020}, "lang": "de"}``; never fails open.
             scope: conversation or request that may inject these memories into its prompts.
+            vector: compare this raw vector [dim] (from `embed`, or of the foreign embedder); the query may be empty.
+            alpha: 1 ranks by vectors alone, 0 by words alone, between them both count; None leaves it to the
+                collection, or with a `vector` ranks by it.
 
         Raises:
             FilterError: a malformed or unsupported filter.
         """
         self._check_open()
-        if not query.strip():
+        asked = one_vector(vector)
+        if not query.strip() and (asked is None or alpha not in (None, 1)):
             raise InvalidInputError("The query is empty.", hint="Ask something.")
         if k < 1:
             raise InvalidInputError(f"k is {k}.", hint="Ask for at least one memory.")
-        hits = self._collection.search(query, k, parse_filter(filter))
+        hits = self._collection.search(query, k, parse_filter(filter), vector=asked, alpha=alpha)
         self.leases.take((hit.memory for hit in hits), scope=scope)
         return hits
 
@@ -378,9 +407,7 @@ class NNM:
                 dropped.append(f"{hits.pop().memory.id}: dropped, it did not fit the context")
                 continue
             return replace(request, messages=messages, hits=tuple(hits), fallbacks=tuple(dropped))
-        return replace(
-            request, messages=question_prompt(question, [], self.system), hits=(), fallbacks=tuple(dropped)
-        )
+        return replace(request, messages=question_prompt(question, [], self.system), hits=(), fallbacks=tuple(dropped))
 
     # -- removal and upkeep -------------------------------------------------------------------------------------
 

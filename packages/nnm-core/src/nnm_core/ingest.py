@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnm_core.collection import Collection, StoredState
+import numpy as np
+
+from nnm_core.collection import Collection, StoredState, Vectors
 from nnm_core.errors import InvalidInputError
 from nnm_core.model.load import LoadedModel
 from nnm_core.model.prompt import PromptFormat
@@ -26,14 +28,17 @@ TOKENS_PER_COMMIT = 32768
 # Room that must be left in the context behind a memory for a question and an answer.
 _ROOM = 128
 _REREAD_BATCH = 64
+# Our own vectors are kept in half precision.
+_SAME = 1e-3
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A text that is to be stored, with its tokens."""
+    """A text that is to be stored, with its tokens, and its vector if somebody has embedded it already."""
 
     memory: Memory
     token_ids: tuple[int, ...]
+    vector: Vectors | None = None
 
 
 def new_memories(
@@ -96,16 +101,26 @@ class Ingest:
     collection: Collection
     left: Callable[[], PlacedState]
 
-    def add(self, memories: Sequence[Memory], progress: Progress | None = None) -> list[Memory]:
+    def add(
+        self,
+        memories: Sequence[Memory],
+        progress: Progress | None = None,
+        vectors: Sequence[Vectors | None] | None = None,
+    ) -> list[Memory]:
         """Store what is new or changed and return the records of all, in order.
 
-        Unchanged memories (same id, text and metadata) cost nothing, so a killed `add` is resumed by calling it
-        again.
+        Unchanged memories (same id, text, metadata and given vector) cost nothing, so a killed `add` is resumed by
+        calling it again.
+
+        Args:
+            memories: checked by `new_memories`.
+            progress: called with (done, total).
+            vectors: for each memory its raw vector, or None to embed it here.
 
         Raises:
             InvalidInputError: a text is too long for the model's context. Nothing is stored then.
         """
-        drafts = self._drafts(memories)
+        drafts = self._drafts(memories, [None] * len(memories) if vectors is None else vectors)
         total = len(drafts)
         done = 0
         for group in _commits(drafts):
@@ -130,7 +145,7 @@ class Ingest:
             short = [index for index, row in enumerate(rows) if len(row) <= limit]
             kept = self._keep_states([entries[i] for i in short], [rows[i] for i in short])
             states = dict(zip(short, kept, strict=True))
-            raw = self.collection.embedder.encode([entry.memory.text for entry in entries], "context")
+            raw = self._raw([entry.memory.text for entry in entries], self._given(entries))
             self.collection.rewrite(entries, raw, [states.get(index) for index in range(len(entries))])
             done += len(entries)
             if progress is not None:
@@ -140,30 +155,52 @@ class Ingest:
     def _limit(self) -> int:
         return self.model.context_limit - self.left().length - _ROOM
 
-    def _drafts(self, memories: Sequence[Memory]) -> list[Draft]:
+    def _given(self, entries: Sequence[Entry]) -> list[Vectors | None]:
+        """Vectors that another embedder made do not depend on the model: they are kept."""
+        if self.collection.foreign_dim is None:
+            return [None] * len(entries)
+        return self.collection.journal.vectors([entry.memory.id for entry in entries])
+
+    def _raw(self, texts: Sequence[str], given: Sequence[Vectors | None]) -> list[Vectors | None]:
+        """The given vectors, and this model's where there is none (never beside those of another embedder)."""
+        if self.collection.foreign_dim is not None:
+            return list(given)
+        waiting = [text for text, vector in zip(texts, given, strict=True) if vector is None]
+        made = iter(self.collection.embedder.encode(waiting, "context") if waiting else ())
+        return [next(made) if vector is None else vector for vector in given]
+
+    def _drafts(self, memories: Sequence[Memory], vectors: Sequence[Vectors | None]) -> list[Draft]:
         known = self.collection.entries([memory.id for memory in memories])
         fresh = {
-            memory.id: memory
-            for memory, entry in zip(memories, known, strict=True)
-            if entry is None or entry.memory.digest != memory.digest or entry.memory.metadata != memory.metadata
+            memory.id: (memory, vector)
+            for memory, vector, entry in zip(memories, vectors, known, strict=True)
+            if entry is None or self._differs(entry, memory, vector)
         }
         limit = self._limit()
-        return [self._draft(memory, limit) for memory in fresh.values()]
+        return [self._draft(memory, limit, vector) for memory, vector in fresh.values()]
 
-    def _draft(self, memory: Memory, limit: int) -> Draft:
+    def _differs(self, entry: Entry, memory: Memory, vector: Vectors | None) -> bool:
+        if entry.memory.digest != memory.digest or entry.memory.metadata != memory.metadata:
+            return True
+        if vector is None:
+            return False
+        kept = self.collection.journal.vectors([memory.id])[0]
+        return kept is None or kept.shape != vector.shape or not np.allclose(kept, vector, atol=_SAME)
+
+    def _draft(self, memory: Memory, limit: int, vector: Vectors | None) -> Draft:
         ids = self.format.memory_ids(memory.text)
         if len(ids) > limit:
             raise InvalidInputError(
                 f"The text of {memory.id!r} has {len(ids)} tokens; {self.model.name} can keep {limit} in one memory.",
                 hint="Split it into passages (nnm add does it by itself); nothing of this call was stored.",
             )
-        return Draft(memory, ids)
+        return Draft(memory, ids, vector)
 
     def _store(self, drafts: Sequence[Draft]) -> None:
         entries = self.collection.journal.begin([draft.memory for draft in drafts])
         try:
             states = self._keep_states(entries, [draft.token_ids for draft in drafts])
-            raw = self.collection.embedder.encode([draft.memory.text for draft in drafts], "context")
+            raw = self._raw([draft.memory.text for draft in drafts], [draft.vector for draft in drafts])
             self.collection.write(entries, raw, states)
         except BaseException:
             self.collection.remove(self.collection.journal.abort([entry.point for entry in entries]))
