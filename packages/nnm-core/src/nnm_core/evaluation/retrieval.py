@@ -1,0 +1,238 @@
+"""A whole retrieval experiment on one collection: every part of recall alone and together, on the same queries.
+
+Everything that has to be chosen (re-routed layers, fusion weights, attention heads) is chosen on the documents alone,
+before a query of the set is looked at. States are made for a block of documents at a time, so that collections whose
+states do not fit the memory can be measured too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnm_core.embedding.kv_embedding import KVEmbedder
+from nnm_core.embedding.pairs import SelfLabel
+from nnm_core.embedding.settings import EmbeddingSettings
+from nnm_core.embedding.tokens import SparseEncoder
+from nnm_core.embedding.whitening import SufficientStatistics, Whitening
+from nnm_core.evaluation.datasets import RetrievalSet
+from nnm_core.model.load import LoadedModel
+from nnm_core.model.prompt import DEFAULT_SYSTEM, PromptFormat
+from nnm_core.recall.exact import ExactSparse
+from nnm_core.recall.fusion import Ranking, fuse
+from nnm_core.recall.rerank import Evidence, RerankSettings, StateReranker, combine
+from nnm_core.recall.state_pass import StateView
+from nnm_core.recall.tuning import FirstStageTrial, RerankTrial
+from nnm_core.states.capture import batches, capture, place
+from nnm_core.states.state import PlacedState
+
+Vectors = NDArray[np.float32]
+Rankings = Mapping[str, Ranking]
+"""Query id -> ranking of document ids."""
+Tell = Callable[[str], None]
+
+
+def top(scores: NDArray[np.floating], names: Sequence[str], limit: int) -> Ranking:
+    """The best `limit` documents with a score above the worst possible, ties by name."""
+    order = np.lexsort((np.array(names), -scores))[:limit]
+    return [(names[index], float(scores[index])) for index in order]
+
+
+@dataclass
+class SparseSide:
+    """The documents' sparse vectors with an exact scorer."""
+
+    names: list[str]
+    encoder: SparseEncoder
+    scorer: ExactSparse
+
+    @classmethod
+    def of(cls, documents: Mapping[str, str], encoder: SparseEncoder) -> SparseSide:
+        """Encode all documents; the mean length is theirs."""
+        encoder = encoder.with_average_length(encoder.average_length(list(documents.values())))
+        return cls(list(documents), encoder, ExactSparse([encoder.document(text) for text in documents.values()]))
+
+    def rank(self, text: str, limit: int) -> Ranking:
+        """Best documents that share a term with the text."""
+        found = top(self.scorer.scores(self.encoder.query(text)), self.names, limit)
+        return [(name, score) for name, score in found if score > 0]
+
+    def trial(self, label: SelfLabel, limit: int) -> Ranking:
+        """The ranking for an own sentence, with its document scored as if the sentence were not in it."""
+        query = self.encoder.query(label.query)
+        scores = self.scorer.scores(query)
+        scores[label.document] = self.scorer.score_of(query, self.encoder.document(label.rest))
+        return _with_gold(scores, self.names, label.document, limit)
+
+
+@dataclass
+class DenseSide:
+    """The documents' whitened vectors with exact cosine search."""
+
+    names: list[str]
+    embedder: KVEmbedder
+    whitening: Whitening
+    vectors: Vectors
+
+    @classmethod
+    def of(cls, names: Sequence[str], embedder: KVEmbedder, raw: Vectors, *, whiten: bool = True) -> DenseSide:
+        """Fit the whitening on the documents' raw vectors, [documents, dim]."""
+        statistics = SufficientStatistics(embedder.dim)
+        statistics.add(raw)
+        whitening = Whitening.fit(statistics) if whiten else Whitening.identity(embedder.dim)
+        return cls(list(names), embedder, whitening, whitening.transform(raw))
+
+    def rank_all(self, raw_queries: Vectors, limit: int) -> list[Ranking]:
+        """One ranking a raw query vector."""
+        scores = self.whitening.transform(raw_queries) @ self.vectors.T
+        return [top(row, self.names, limit) for row in scores]
+
+    def trials(self, labels: Sequence[SelfLabel], limit: int) -> list[Ranking]:
+        """Rankings for own sentences, with each one's document embedded without it."""
+        queries = self.whitening.transform(self.embedder.encode([label.query for label in labels], "query"))
+        rests = self.whitening.transform(self.embedder.encode([label.rest for label in labels], "context"))
+        rankings: list[Ranking] = []
+        for label, query, rest in zip(labels, queries, rests, strict=True):
+            scores = self.vectors @ query
+            scores[label.document] = rest @ query
+            rankings.append(_with_gold(scores, self.names, label.document, limit))
+        return rankings
+
+
+@dataclass
+class StateSide:
+    """Makes states of documents behind the canonical left context and asks them about queries."""
+
+    model: LoadedModel
+    documents: Mapping[str, str]
+    tokens_per_block: int = 1 << 17
+    tokens_per_pass: int = 4096
+    left: PlacedState = field(init=False)
+    format: PromptFormat = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.format = PromptFormat(self.model.tokenizer)
+        ids = self.format.left_context(DEFAULT_SYSTEM)
+        self.left = place(self.model, capture(self.model, [ids])[0], 0)
+
+    def states(self, texts: Sequence[str]) -> list[StateView]:
+        """Placed states of texts, in order; a text too long for the model is read as far as it fits (512 left free)."""
+        room = self.model.context_limit - self.left.length - 512
+        rows = [self.format.memory_ids(text)[:room] for text in texts]
+        made: dict[int, StateView] = {}
+        for batch in batches([len(row) for row in rows], self.tokens_per_pass):
+            states = capture(self.model, [rows[i] for i in batch], self.left)
+            made.update((i, place(self.model, s, self.left.length)) for i, s in zip(batch, states, strict=True))
+        return [made[index] for index in range(len(rows))]
+
+    def gather(
+        self, candidates: Rankings, queries: Mapping[str, str], reranker: StateReranker, tell: Tell
+    ) -> dict[str, dict[str, Evidence]]:
+        """Evidence of every (query, candidate) pair, document by document."""
+        asking: dict[str, list[str]] = {}
+        for query, ranking in candidates.items():
+            for name, _ in ranking:
+                asking.setdefault(name, []).append(query)
+        found: dict[str, dict[str, Evidence]] = {query: {} for query in candidates}
+        done = 0
+        for block in self._blocks(list(asking)):
+            states = dict(zip(block, self.states([self.documents[name] for name in block]), strict=True))
+            for query in dict.fromkeys(query for name in block for query in asking[name]):
+                mine = {name: states[name] for name in block if query in asking[name]}
+                found[query].update(reranker.evidence(queries[query], mine))
+            done += len(block)
+            tell(f"states asked: {done} of {len(asking)} documents")
+        return found
+
+    def trials(
+        self, labels: Sequence[SelfLabel], rankings: Sequence[Ranking], settings: RerankSettings, tell: Tell
+    ) -> list[RerankTrial]:
+        """Re-ranking trials: per own sentence the ranking's documents and the one without the sentence."""
+        reranker = StateReranker(self.model, self.left, settings, all_heads=True)
+        names = list(self.documents)
+        trials: list[RerankTrial] = []
+        for number, (label, ranking) in enumerate(zip(labels, rankings, strict=True), start=1):
+            gold = names[label.document]
+            texts = [label.rest if name == gold else self.documents[name] for name, _ in ranking]
+            states = dict(zip((name for name, _ in ranking), self.states(texts), strict=True))
+            trials.append(RerankTrial(gold, dict(ranking), reranker.evidence(label.query, states)))
+            if number % 16 == 0:
+                tell(f"re-ranking trials: {number} of {len(labels)}")
+        return trials
+
+    def _blocks(self, names: Sequence[str]) -> Iterator[list[str]]:
+        block: list[str] = []
+        tokens = 0
+        for name in names:
+            block.append(name)
+            tokens += len(self.documents[name]) // 4
+            if tokens >= self.tokens_per_block:
+                yield block
+                block, tokens = [], 0
+        if block:
+            yield block
+
+
+def first_stage_trials(
+    names: Sequence[str], labels: Sequence[SelfLabel], sparse: Sequence[Ranking], dense: Sequence[Ranking]
+) -> list[FirstStageTrial]:
+    """Pair the two rankings of every own sentence."""
+    return [
+        FirstStageTrial(names[label.document], {"sparse": words, "dense": meaning})
+        for label, words, meaning in zip(labels, sparse, dense, strict=True)
+    ]
+
+
+def fused(parts: Mapping[str, Rankings], weights: Mapping[str, float], limit: int, method: str = "rsf") -> Rankings:
+    """Fuse named rankings query by query."""
+    queries = next(iter(parts.values()))
+    return {
+        query: [
+            (hit.id, hit.score)
+            for hit in fuse(
+                {name: rankings[query] for name, rankings in parts.items()},
+                weights,
+                method="rrf" if method == "rrf" else "rsf",
+                limit=limit,
+            )
+        ]
+        for query in queries
+    }
+
+
+def reranked(first: Rankings, evidence: Mapping[str, Mapping[str, Evidence]], weights: Mapping[str, float]) -> Rankings:
+    """The candidates that have evidence in their new order, the others behind them."""
+    result: dict[str, Ranking] = {}
+    for query, ranking in first.items():
+        seen = evidence[query]
+        head = {name: score for name, score in ranking if name in seen}
+        order = [(name, score) for name, score, _ in combine(head, seen, weights)] if head else []
+        floor = order[-1][1] if order else 0.0
+        rest = [(name, floor - 1.0 - place) for place, (name, _) in enumerate(r for r in ranking if r[0] not in head)]
+        result[query] = [*order, *rest]
+    return result
+
+
+def as_run(rankings: Rankings) -> dict[str, dict[str, float]]:
+    """For `nnm_core.evaluation.metrics.per_query`."""
+    return {query: dict(ranking) for query, ranking in rankings.items()}
+
+
+def encode_set(
+    data: RetrievalSet, model: LoadedModel, settings: EmbeddingSettings
+) -> tuple[KVEmbedder, Vectors, Vectors]:
+    """The embedder and raw vectors of all documents and all queries."""
+    embedder = KVEmbedder(model, settings)
+    documents = embedder.encode(list(data.documents.values()), "context")
+    return embedder, documents, embedder.encode(list(data.queries.values()), "query")
+
+
+def _with_gold(scores: NDArray[np.floating], names: Sequence[str], gold: int, limit: int) -> Ranking:
+    """The best documents; the right one is put last where it is not among them, with its own score."""
+    found = list(top(scores, names, limit))
+    if names[gold] not in {name for name, _ in found}:
+        found[-1:] = [(names[gold], float(scores[gold]))]
+    return found
