@@ -1,7 +1,9 @@
-"""Neural Native Memory for LangChain."""
+"""Neural Native Memory for LangChain: a retriever and a chat model that share one memory of model states."""
 
 from __future__ import annotations
 
 from langchain_nnm._version import __version__
+from langchain_nnm.chat_models import ChatNNM
+from langchain_nnm.retrievers import NNMRetriever
 
-__all__ = ["__version__"]
+__all__ = ["ChatNNM", "NNMRetriever", "__version__"]

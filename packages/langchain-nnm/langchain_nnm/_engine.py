@@ -1,0 +1,144 @@
+"""What the chat model and the LLM share: the engine, the options of an answer, and how a call overrides them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from langchain_core.runnables.config import ensure_config
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from nnm_core import Chunk, InvalidInputError, Memory, Message
+
+SCOPE_KEY = "nnm_scope"
+DEFAULT_MAX_TOKENS = 256
+_SAMPLING = ("temperature", "top_p", "top_k", "seed", "max_tokens")
+_ROUTING = ("policy", "mode", "strict")
+# Passed on by LangChain itself; they change nothing here.
+_IGNORED = frozenset({"stream", "stream_usage", "ls_structured_output_format"})
+
+
+class EngineOptions(BaseModel):
+    """The engine and the options of an answer.
+
+    Every option but the engine can be overridden in a call: ``chat.invoke(prompt, max_tokens=20)``.
+
+    Attributes:
+        nnm: an open `nnm_core.NNM`; the same object that the retriever or the vector store has. It is not closed here.
+        model: the engine's model; given only to make sure that it is the one expected.
+        temperature: 0 or None decodes greedily.
+        max_tokens: length of an answer at most; None for 256.
+        top_p: sample from the smallest set of tokens that holds this share of the probability.
+        top_k: sample from so many most likely tokens; 0 for all.
+        seed: makes sampling repeatable.
+        stop: strings that end the answer and are cut from it.
+        policy: ``auto`` and ``exact`` inject what leaves the answer as if the text had been read, and read the rest
+            once to inject it the next time; ``fast`` also places states side by side that were not computed together.
+        mode: ``inject``; ``read`` reads the very same tokens as text; ``bare`` looks for no memory.
+        scope: whose leases count; a retriever of the same scope gives them.
+        strict: raise `nnm_core.MemoryNotInjectedError` where recalled memories would be lost or read for good.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    nnm: Any = Field(exclude=True, repr=False)
+    model: str = Field(default="", alias="model_name")
+    temperature: float | None = None
+    max_tokens: int | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: list[str] | None = Field(default=None, alias="stop_sequences")
+    policy: Literal["exact", "auto", "fast"] = "auto"
+    mode: Literal["inject", "read", "bare"] = "inject"
+    scope: str = ""
+    strict: bool = False
+
+    @field_validator("nnm")
+    @classmethod
+    def _is_engine(cls, value: Any) -> Any:
+        if not hasattr(value, "stream") or not hasattr(value, "leases"):
+            raise ValueError("nnm must be an engine: nnm_core.NNM.open(...)")
+        return value
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _name_of_engine(self) -> EngineOptions:
+        name = self.nnm.model.name
+        if self.model not in ("", name):
+            raise ValueError(f"The engine was opened with {name!r}, not with {self.model!r}.")
+        self.__dict__["model"] = name  # plain assignment would validate again, without end
+        return self
+
+    def engine_params(self) -> dict[str, Any]:
+        """All that an answer depends on beside the prompt, in plain values."""
+        names = (*_SAMPLING, *_ROUTING)
+        engine = {
+            "model": self.model,
+            "fingerprint": self.nnm.model.fingerprint,
+            "namespace": self.nnm.namespace,
+            "system": self.nnm.system,
+            "stop_sequences": self.stop,  # LangChain puts the call's own in as "stop"
+        }
+        return engine | {name: getattr(self, name) for name in names}
+
+    def engine_stream(
+        self,
+        prompt: Sequence[Message],
+        *,
+        stop: list[str] | None,
+        references: Sequence[Memory] = (),
+        metadata: dict[str, Any] | None = None,
+        call: dict[str, Any],
+    ) -> Iterator[Chunk]:
+        """Answer a prompt with these options, overridden by those of the call.
+
+        Raises:
+            InvalidInputError: the call has an option that means nothing here.
+        """
+        call = {name: value for name, value in call.items() if name not in _IGNORED}
+        memories = call.pop("memories", None)
+        scope = self._scope(call.pop("scope", None), metadata)
+        self._check_model(call.pop("model", None))
+        unknown = sorted(set(call) - {*_SAMPLING, *_ROUTING})
+        if unknown:
+            raise InvalidInputError(
+                f"{', '.join(unknown)}: not an option of {type(self).__name__}.",
+                hint=f"It takes {', '.join((*_SAMPLING, 'stop', *_ROUTING, 'scope', 'memories'))}.",
+            )
+        options = {name: getattr(self, name) for name in (*_SAMPLING, *_ROUTING)} | call
+        sampling = {name: options[name] for name in _SAMPLING if options[name] is not None}
+        sampling.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
+        routing = {name: options[name] for name in _ROUTING}
+        chunks: Iterator[Chunk] = self.nnm.stream(
+            list(prompt),
+            memories=memories,
+            references=references,
+            scope=scope,
+            stop=tuple((stop if stop is not None else self.stop) or ()),
+            **sampling,
+            **routing,
+        )
+        return chunks
+
+    def _scope(self, given: str | None, metadata: dict[str, Any] | None) -> str:
+        return given if given is not None else scope_of(self.scope, metadata)
+
+    def _check_model(self, wanted: str | None) -> None:
+        if wanted not in (None, self.model):
+            raise InvalidInputError(
+                f"This model is {self.model!r}, not {wanted!r}.", hint="Open another engine for another model."
+            )
+
+
+def scope_of(own: str, metadata: dict[str, Any] | None) -> str:
+    """The scope of a call: ``nnm_scope`` in the call's config (metadata or configurable), else the object's own."""
+    config = ensure_config()
+    for source in (metadata, config.get("configurable"), config.get("metadata")):
+        if source and isinstance(source.get(SCOPE_KEY), str):
+            return str(source[SCOPE_KEY])
+    return own

@@ -1,0 +1,71 @@
+"""The retriever: ordinary documents out, and a lease for each, so that the chat model may inject them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+from pydantic import Field
+
+from langchain_nnm._documents import to_document
+from langchain_nnm._engine import scope_of
+
+
+class NNMRetriever(BaseRetriever):
+    """Recalls memories for a query.
+
+    Put it in place of a chain's retriever. The documents are plain text with their own metadata and id, so
+    everything behind it goes on working; where the chain's model is a `ChatNNM` of the same engine, it finds their
+    text in the prompt and injects their states.
+
+    Attributes:
+        nnm: an open `nnm_core.NNM`. It is not closed here.
+        k: how many documents at most.
+        filter: metadata conditions, as a mapping such as ``{"year": {"$gte": 2020}}`` or a Qdrant filter.
+        scope: conversation or request that may inject what is found.
+
+    All but the engine can be overridden in a call: ``retriever.invoke(query, k=2)``.
+    """
+
+    nnm: Any = Field(exclude=True, repr=False)
+    k: int = Field(default=4, gt=0)
+    filter: Any = None
+    scope: str = ""
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **options: Any
+    ) -> list[Document]:
+        return self._search(query, run_manager.metadata, **options)
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **options: Any
+    ) -> list[Document]:
+        return await asyncio.to_thread(self._search, query, run_manager.metadata, **options)
+
+    def _search(
+        self,
+        query: str,
+        metadata: dict[str, Any] | None,
+        *,
+        k: int | None = None,
+        filter: Any = None,
+        scope: str | None = None,
+    ) -> list[Document]:
+        hits = self.nnm.search(
+            query,
+            self.k if k is None else k,
+            self.filter if filter is None else filter,
+            scope=scope_of(self.scope, metadata) if scope is None else scope,
+        )
+        return [to_document(hit.memory) for hit in hits]
+
+    def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
+        return LangSmithRetrieverParams(
+            ls_retriever_name="nnm",
+            ls_vector_store_provider="nnm",
+            ls_embedding_provider="nnm",
+            ls_embedding_model=self.nnm.model.name,
+        )
