@@ -55,7 +55,7 @@ class ChatNNM(EngineOptions, BaseChatModel):
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
         # The key of LangChain's cache is made of this: memories are named by what they say, not by id alone.
         params = super()._get_invocation_params(stop=stop, **kwargs)
-        return params | ({"memories": self._named(kwargs["memories"])} if kwargs.get("memories") else {})
+        return params | ({"memory_versions": self._named(kwargs["memories"])} if kwargs.get("memories") else {})
 
     def _named(self, memories: Any) -> list[tuple[str, int, str]]:
         ids = [item if isinstance(item, str) else getattr(item, "memory", item).id for item in memories]
