@@ -1,0 +1,60 @@
+"""Cut Wikipedia into passages for the question writer: `<out>/<n>.jsonl`, a line an article with title and passages.
+
+python cut_passages.py --data DATA --out WORK/passages [--processes 4] [--per-article 8] [--files 8]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from multiprocessing import Process
+from pathlib import Path
+from random import Random
+
+from recipe.corpus import documents, passages
+from recipe.overlap import blocklist
+
+
+def work(args: argparse.Namespace, worker: int) -> None:
+    """One process: its share of the documents, dealt to its share of the output files in random order."""
+    rng = Random(worker)  # noqa: S311  # training data, no secret
+    blocked = blocklist(args.data)
+    lines: list[str] = []
+    for file in sorted(args.data.glob("wikipedia/*.txt*")):
+        for number, document in enumerate(documents(file)):
+            if number % args.processes != worker or document.held_out:
+                continue
+            cut = passages(blocked.clean(document.text), rng.randint(50, 150), 190)
+            if len(cut) > args.per_article:
+                start = rng.randrange(len(cut) - args.per_article + 1) if rng.random() < 0.6 else 0
+                cut = cut[start : start + args.per_article]
+            kept = [text for text in cut if 150 < len(text) < 1300]
+            if kept:
+                lines.append(json.dumps({"title": document.title, "passages": kept}, ensure_ascii=False))
+    rng.shuffle(lines)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for part in range(args.files):
+        temporary = args.out / f"{part:02d}-{worker:02d}.tmp"
+        temporary.write_text("\n".join(lines[part :: args.files]) + "\n", encoding="utf-8")
+        temporary.rename(temporary.with_suffix(".jsonl"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--per-article", type=int, default=8)
+    parser.add_argument("--files", type=int, default=8, help="output files a process")
+    args = parser.parse_args()
+    workers = [Process(target=work, args=(args, number)) for number in range(args.processes)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join()
+    if any(process.exitcode for process in workers):
+        raise SystemExit("a worker failed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Make packed training rows of reading examples, with many processes, until a time limit or a number of rows.
+
+python make_rows.py --config configs/full.json --stage read --data DATA --tokenizer tokenizer --out WORK/rows/read
+    [--written WORK/written] [--processes 14] [--seconds 120] [--seed 1]
+
+The config's `rows.<stage>` gives the share of each kind of example. Kind `written` reads the self-written questions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from multiprocessing import Process
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from recipe.config import load
+from recipe.corpus import Document, documents
+from recipe.examples import Article, Builder, Passage, Segments, article_by_rule
+from recipe.overlap import Blocklist, blocklist
+from recipe.pack import Packer, encode
+from recipe.reading_sets import Reading, load_reading_sets
+from tokenizers import Tokenizer
+
+BATCH = 128
+
+
+def my_documents(files: list[Path], worker: int, workers: int, blocked: Blocklist) -> Iterator[Document]:
+    """Every `workers`-th training document, for ever; held-out documents and blocked lines are left out."""
+    while True:
+        for file in files:
+            for number, document in enumerate(documents(file)):
+                if number % workers == worker and not document.held_out:
+                    text = blocked.clean(document.text)
+                    if len(text) > 200:
+                        yield Document(document.title, text)
+
+
+def written_articles(folder: Path, worker: int, workers: int, rng: Random) -> Iterator[Article]:
+    """Articles with self-written questions, for ever; new files are picked up as they appear."""
+    while True:
+        files = [f for i, f in enumerate(sorted(folder.glob("*.jsonl"))) if i % workers == worker % max(1, workers)]
+        files = files or sorted(folder.glob("*.jsonl"))
+        if not files:
+            time.sleep(0.5)
+            yield Article("", [])
+            continue
+        lines = rng.choice(files).read_text(encoding="utf-8").splitlines()
+        rng.shuffle(lines)
+        for line in lines:
+            row = json.loads(line)
+            yield Article(row["title"], [Passage(p["text"], [(q, a) for q, a in p["pairs"]]) for p in row["passages"]])
+
+
+class Source:
+    """Draws examples of each kind."""
+
+    def __init__(self, builder: Builder, texts: Iterator[Document], written: Iterator[Article], readings: list[Reading]) -> None:
+        self.builder, self.texts, self.written = builder, texts, written
+        self.readings = {name: [r for r in readings if r.source == name] for name in {r.source for r in readings}}
+        self.rng = builder.rng
+
+    def draw(self, kind: str) -> list[Segments]:
+        """Some examples of one kind."""
+        if kind == "article":
+            return self.builder.from_article(article_by_rule(next(self.texts), self.rng))
+        if kind == "written":
+            return self.builder.from_article(next(self.written))
+        if kind == "facts":
+            return [self.builder.facts()]
+        if kind == "needle":
+            return [self.builder.needle(self._long())]
+        if kind == "none":
+            return [self.builder.no_context()]
+        if kind == "write-rule":
+            article = article_by_rule(next(self.texts), self.rng, 3)
+            return [s for passage in article.passages if (s := self.builder.writing(passage)) is not None]
+        task, _, name = kind.partition(":")
+        reading = self.rng.choice(self.readings[name])
+        if task == "read":
+            return [self.builder.from_reading(reading)]
+        example = self.builder.writing(Passage(reading.passage, list(reading.pairs)))
+        return [example] if example else []
+
+    def _long(self) -> str:
+        for document in self.texts:
+            if len(document.text) > 2600:
+                return document.text
+        return ""
+
+
+def work(args: argparse.Namespace, config: dict[str, Any], worker: int) -> None:
+    """One process: draws kinds by their share of examples, tokenises in batches, packs."""
+    rng = Random(args.seed * 1000 + worker)  # noqa: S311  # training data, no secret
+    tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
+    blocked = blocklist(args.data)
+    builder = Builder(rng, config.get("unanswerable", 0.15))
+    files = sorted(args.data.glob("wikipedia/*.txt*"))
+    rng.shuffle(files)
+    written = written_articles(args.written, worker, args.processes, rng)
+    source = Source(
+        builder, my_documents(files, worker, args.processes, blocked), written, load_reading_sets(args.data, blocked)
+    )
+    packers = {length: Packer(length, args.out, f"w{worker}s{args.seed}", config["rows_per_shard"]) for length in config["lengths"]}
+    short, long = min(packers), max(packers)
+    kinds, shares = list(config["mix"]), list(config["mix"].values())
+    # Shares are of examples; a kind that gives several at once is drawn less often.
+    drawn = dict.fromkeys(kinds, 1e-6)
+    stop = time.time() + args.seconds
+    rows, waiting = 0, []
+    while time.time() < stop and rows < args.rows:
+        kind = min(kinds, key=lambda k: drawn[k] / config["mix"][k] + rng.random() * 1e-3) if sum(shares) else kinds[0]
+        found = source.draw(kind)
+        drawn[kind] += len(found) or 0.5
+        waiting += found
+        if len(waiting) < BATCH:
+            continue
+        for example in encode(tokenizer, waiting):
+            size = len(example["tokens"])
+            if size <= long:
+                packers[short if size <= short and rng.random() < config["short_share"] else long].add(example)
+        waiting = []
+        rows = sum(packer.rows for packer in packers.values())
+    for packer in packers.values():
+        packer.flush(everything=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--stage", required=True)
+    for name in ("data", "tokenizer", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--written", type=Path, default=Path("written"))
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--rows", type=int, default=10**9, help="rows a process at most")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    config = load(args.config)["rows"]
+    config = {**config["common"], **config[args.stage]}
+    workers = [Process(target=work, args=(args, config, number)) for number in range(args.processes)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join()
+    print(f"rows for stage {args.stage} in {args.out}: {len(list(args.out.glob('*.npz')))} shards", flush=True)
+    if any(process.exitcode for process in workers):
+        raise SystemExit("a worker failed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The whole recipe by the clock: tokens, rows, training stages, self-written questions, export, evaluation.
+
+python run.py --config configs/full.json --data DATA --work WORK --tokenizer tokenizer [--files 4] [--no-evaluation]
+
+Uses all GPUs (one process each) and all CPU cores. `--files`: how many Wikipedia files to wait for before the passages for
+the question writer are cut; files may arrive while training already runs. Every stage resumes from its checkpoint when the
+program is started again with the same WORK. Logs go to WORK/log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from recipe.config import load
+
+HERE = Path(__file__).parent
+
+
+class Run:
+    """Starts the programs beside this file and waits for them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.config = args, load(args.config)
+        self.gpus = max(1, torch.cuda.device_count())
+        self.cores = os.cpu_count() or 2
+        self.common = ["--data", str(args.data), "--tokenizer", str(args.tokenizer)]
+        (args.work / "log").mkdir(parents=True, exist_ok=True)
+        self.clock_file = args.work / "clock"
+        if not self.clock_file.exists():
+            self.clock_file.write_text(str(time.time()))
+
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.time() - float(self.clock_file.read_text())
+
+    def start(self, name: str, program: str, *arguments: str, everywhere: bool = False) -> subprocess.Popen[bytes]:
+        """Start one program; with `everywhere` as one process a GPU."""
+        command = [sys.executable]
+        if everywhere and self.gpus > 1:
+            command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.gpus)]
+        command += [str(HERE / program), *arguments]
+        environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent / 'src'}"}
+        if not everywhere:
+            environment["OMP_NUM_THREADS"] = "1"
+        print(f"{self.elapsed():.0f} s: {name}", flush=True)
+        log = (self.args.work / "log" / f"{name}.log").open("ab")
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+    def wait(self, name: str, process: subprocess.Popen[bytes], needed: bool = True) -> None:
+        """Wait for a program; a failure of a needed one ends the run."""
+        code = process.wait()
+        print(f"{self.elapsed():.0f} s: {name} ended with {code}", flush=True)
+        if code and needed:
+            raise SystemExit(f"{name} failed: see {self.args.work / 'log' / name}.log")
+
+    def rows(self, stage: str, processes: int, seconds: float, rows: int = 10**9) -> subprocess.Popen[bytes]:
+        """Start making rows of one stage."""
+        out = self.args.work / "rows" / stage
+        arguments = ["--config", str(self.args.config), "--stage", stage, *self.common, "--out", str(out)]
+        arguments += ["--written", str(self.args.work / "written"), "--processes", str(max(1, processes))]
+        return self.start(f"rows-{stage}", "make_rows.py", *arguments, "--seconds", str(seconds), "--rows", str(rows))
+
+    def prepare(self) -> None:
+        """Tokenise each Wikipedia file when it is there; then rows for reading and tuning, then passages."""
+        wanted = self.config["run"]
+        done: set[Path] = set()
+        part = 0
+        reading: subprocess.Popen[bytes] | None = None
+        while len(done) < self.args.files:
+            new = [file for file in sorted(self.args.data.glob("wikipedia/*.txt*")) if file not in done and file.suffix != ".part"]
+            if not new:
+                time.sleep(0.5)
+                continue
+            arguments = [*self.common, "--out", str(self.args.work / "text"), "--processes", str(max(1, self.cores // 2))]
+            name = f"tokenise-{part}"
+            self.wait(name, self.start(name, "tokenize_corpus.py", *arguments, "--part", str(part), *map(str, new)))
+            done.update(new)
+            part += 1
+            if reading is None:
+                reading = self.rows("read", self.cores * 2 // 5, wanted["read_seconds"], wanted["rows"])
+                self.wait("rows-tune", self.rows("tune", self.cores // 8, 1e9, wanted["tune_rows"]))
+        out = str(self.args.work / "passages")
+        arguments = ["--data", str(self.args.data), "--out", out, "--processes", str(max(1, self.cores // 4))]
+        self.wait("passages", self.start("passages", "cut_passages.py", *arguments))
+        (self.args.work / "prepared").write_text("")
+
+    def train(self, arguments: list[str]) -> None:
+        """All stages, started a second time from the checkpoints if they die."""
+        if self.start("train", "all_stages.py", *arguments, everywhere=True).wait():
+            print("training died; once more", flush=True)
+            self.wait("train", self.start("train", "all_stages.py", *arguments, everywhere=True), needed=False)
+
+    def warm_up(self, arguments: list[str]) -> None:
+        """Fill the compiler's cache for the question writer beside the running training."""
+        more = ["--init", "none", "--warm-up"]
+        self.wait("warm-up", self.start("warm-up", "write_questions.py", *arguments, *more, everywhere=True), needed=False)
+
+    def export(self, stage: str) -> None:
+        """Stored weights of a stage in WORK/export-<stage>, expanded ones in WORK/model-<stage>."""
+        work = self.args.work
+        arguments = ["--config", str(self.args.config), "--checkpoint", str(work / f"{stage}.pt")]
+        arguments += ["--tokenizer", str(self.args.tokenizer), "--out", str(work / f"export-{stage}")]
+        name = f"export-{stage}"
+        self.wait(name, self.start(name, "export.py", *arguments, "--expanded", str(work / f"model-{stage}")), needed=False)
+
+    def everything(self) -> None:
+        """All stages in order."""
+        wanted = self.config["run"]
+        preparation = threading.Thread(target=self.prepare, daemon=True)
+        if not (self.args.work / "prepared").exists():
+            preparation.start()
+        arguments = ["--config", str(self.args.config), "--work", str(self.args.work), "--tokenizer", str(self.args.tokenizer)]
+        training = threading.Thread(target=self.train, args=(arguments,))
+        training.start()
+        if torch.cuda.is_available():
+            threading.Timer(wanted["warm_up_at"], self.warm_up, [arguments]).start()
+        while not list((self.args.work / "written").glob("*.jsonl")) and training.is_alive():
+            time.sleep(0.5)
+        makers = [
+            self.rows("main", self.cores * 2 // 5, wanted["main_seconds"], wanted["rows"]),
+            self.rows("last", self.cores // 4, wanted["main_seconds"], wanted["rows"]),
+        ]
+        training.join()
+        self.export("final")
+        for maker in makers:
+            maker.terminate()
+        if self.args.evaluation:
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """The measurements of the final weights, the tasks dealt to the GPUs."""
+        deals = ["squad,unanswerable,needle,facts", "distractors,closed,perplexity", "independent"]
+        processes = []
+        for number, tasks in enumerate(deals):
+            arguments = ["--model", str(self.args.work / "model-final"), "--data", str(self.args.data), "--samples", "40"]
+            arguments += ["--json", str(self.args.work / f"scores-{number}.json"), "--tasks", tasks]
+            if torch.cuda.is_available():
+                arguments += ["--device", f"cuda:{number % self.gpus}"]
+            processes.append((f"evaluate-{number}", self.start(f"evaluate-{number}", "evaluate.py", *arguments)))
+        for name, process in processes:
+            self.wait(name, process, needed=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("config", "data", "work", "tokenizer"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--files", type=int, default=1)
+    parser.add_argument("--evaluation", action=argparse.BooleanOptionalAction, default=True)
+    Run(parser.parse_args()).everything()
+    print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main()
