@@ -121,3 +121,20 @@ async def test_errors_of_a_step_reach_the_consumer() -> None:
 
     with pytest.raises(ValueError, match="no more"):
         assert [item async for item in iterate(fail)] == [1]
+
+
+def test_a_formatted_prompt_is_taken_as_it_stands(nnm: NNM) -> None:
+    text = f"<|im_start|>user\n{FALCON}\n\nWho leads?<|im_end|>\n<|im_start|>assistant\n"
+    chat = nnm.answer([Message("user", f"{FALCON}\n\nWho leads?")], max_tokens=6)
+    formatted = nnm.answer([Message("prompt", text)], max_tokens=6)
+    assert formatted.token_ids == chat.token_ids
+    assert formatted.receipt.tokens_read + formatted.receipt.tokens_injected == chat.receipt.tokens_read
+    nnm.search("Falcon", k=1)
+    injected = [nnm.answer([Message("prompt", text)], max_tokens=6) for _ in range(2)][1]
+    assert injected.receipt.memories == {"falcon": "injected"}
+    assert injected.token_ids == nnm.answer([Message("prompt", text)], mode="read", max_tokens=6).token_ids
+    for wrong in ([Message("prompt", "")], [Message("prompt", "One"), Message("user", "two")]):
+        with pytest.raises(InvalidInputError, match=r"empty|only message"):
+            nnm.answer(wrong, max_tokens=1)
+    with pytest.raises(InvalidInputError, match="only message"):
+        nnm.answer([Message("prompt", "Who?")], memories=["bins"], max_tokens=1)

@@ -50,6 +50,7 @@ _conditions = st.one_of(
     ),
     st.tuples(_paths, st.sampled_from(["$gt", "$gte", "$lt", "$lte"]), _bounds).map(lambda t: {t[0]: {t[1]: t[2]}}),
     st.tuples(_paths, st.sampled_from(["a", "A", "é", "ab", " ", "6-01"])).map(lambda t: {t[0]: {"$text": t[1]}}),
+    st.tuples(_paths, st.sampled_from(["a", "É", "AB"])).map(lambda t: {t[0]: {"$itext": t[1]}}),
     st.tuples(_paths, st.sampled_from(["$exists", "$is_empty"]), st.booleans()).map(lambda t: {t[0]: {t[1]: t[2]}}),
 )
 _filters = st.recursive(

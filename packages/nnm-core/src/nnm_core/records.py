@@ -11,7 +11,8 @@ from typing import Any, Literal
 Mode = Literal["inject", "read", "bare"]
 Policy = Literal["exact", "auto", "fast"]
 Tier = Literal["exact", "composed", "compressed", "text"]
-Role = Literal["system", "user", "assistant", "tool"]
+# ``prompt``: a whole prompt, formatted for the model already; it stands alone and no chat template is applied.
+Role = Literal["system", "user", "assistant", "tool", "prompt"]
 
 
 def text_digest(text: str) -> str:

@@ -71,6 +71,10 @@ class PromptFormat:
         self._thinking = thinking
         self._special = [re.escape(token) for token in tokenizer.all_special_tokens if token]
         self._separator = self.text_ids(SEPARATOR)
+        # The beginning-of-text token of tokenizers that put one in front of every text.
+        bos = tokenizer.bos_token
+        puts_one = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        self._start = str(bos) if puts_one else ""
 
     def segments(self, messages: Sequence[PromptMessage]) -> list[Segment]:
         """The whole prompt, generation prompt included, as token segments without empty ones.
@@ -78,6 +82,8 @@ class PromptFormat:
         Raises:
             InvalidInputError: the template rejects the messages or drops their content.
         """
+        if any(message.role == "prompt" for message in messages):
+            return self._formatted(messages)
         memories: list[Memory] = []
         guarded: list[str] = []
         turns = [(message.role, self._content(message.parts, memories, guarded)) for message in messages]
@@ -88,6 +94,27 @@ class PromptFormat:
                 hint="Use a template that prints each message once, or pass the prompt as one user message.",
             )
         return self._cut(pieces, memories, guarded)
+
+    def _formatted(self, messages: Sequence[PromptMessage]) -> list[Segment]:
+        """A prompt that is formatted already: its control tokens count, those in memories stay text."""
+        if len(messages) > 1:
+            raise InvalidInputError(
+                "A formatted prompt must be the only message.",
+                hint="Memories must stand in it already; pass messages to have them put in.",
+            )
+        memories = [part for part in messages[0].parts if isinstance(part, Memory)]
+        pieces = [""]
+        for part in messages[0].parts:
+            if isinstance(part, Memory):
+                pieces += [str(len(pieces) // 2), ""]
+            else:
+                pieces[-1] += part
+        if not pieces[0].startswith(self._start):
+            pieces[0] = self._start + pieces[0]
+        segments = self._cut(pieces, memories, [""] * len(memories))
+        if not segments:
+            raise InvalidInputError("The prompt is empty.", hint="Ask something.")
+        return segments
 
     def left_context(self, system: str | None) -> tuple[int, ...]:
         """The canonical left context: the tokens before the first memory in NNM's own layout."""
@@ -173,10 +200,8 @@ class PromptFormat:
 
     def _render_plain(self, turns: Sequence[tuple[Role, str]]) -> str:
         """For models without a template: turns one after the other, then a cue to answer."""
-        bos = self._tokenizer.bos_token
-        starts_with_bos = bos is not None and self._tokenizer("a")["input_ids"][:1] == [self._tokenizer.bos_token_id]
         body = SEPARATOR.join(content if role != "assistant" else f"Answer: {content}" for role, content in turns)
-        return f"{bos if starts_with_bos else ''}{body}\nAnswer:"
+        return f"{self._start}{body}\nAnswer:"
 
 
 def _strict_order(turns: Sequence[tuple[Role, str]]) -> list[tuple[Role, str]]:

@@ -88,6 +88,8 @@ def _compare(node: Compare, dialect: Dialect, scan: Scan) -> Any:
         return _within(path, value, dialect)
     if op == "text":
         return dialect.substring(path, value) or dialect.points(scan(node))
+    if op == "itext":
+        return dialect.points(scan(node))  # no index folds case as Unicode asks
     if op == "is_empty":
         return dialect.empty(path)
     if op == "exists":

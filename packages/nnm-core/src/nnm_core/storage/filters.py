@@ -9,7 +9,7 @@ A filter never fails open: whatever is not understood raises `FilterError`.
 ``$eq $ne $in $nin``      as they say; ``$ne`` and ``$nin`` also match where `k` is lacking
 ``$gt $gte $lt $lte``     numbers (as 64-bit floats) with numbers, ISO 8601 dates with ISO 8601 dates (UTC if no zone)
 ``$contains``             the list `k` contains the value
-``$text``                 `k` is text that has this substring; case counts
+``$text $itext``          `k` is text that has this substring; case counts, does not count
 ``$exists``               `k` is there; an empty list counts as lacking, as it does in the index
 ``$is_empty``             `k` is lacking, null or an empty list
 ``$and $or $not``         lists of filters, a filter
@@ -29,14 +29,14 @@ from typing import Any, Literal
 
 from nnm_core.errors import FilterError
 
-Op = Literal["eq", "in", "gt", "gte", "lt", "lte", "text", "exists", "is_empty"]
+Op = Literal["eq", "in", "gt", "gte", "lt", "lte", "text", "itext", "exists", "is_empty"]
 Scalar = str | int | float | bool | None
 
 # Beyond this, floats skip integers: such integers are compared as integers.
 EXACT_FLOAT = 2**53
 # What all indexes read alike: a zone needs seconds before it.
 _ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)?)?)?")
-_HINT = "Operators are $eq $ne $gt $gte $lt $lte $in $nin $exists $contains $text $is_empty, and $and $or $not."
+_HINT = "Operators are $eq $ne $gt $gte $lt $lte $in $nin $exists $contains $text $itext $is_empty, and $and $or $not."
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +152,10 @@ def _operator(path: tuple[str, ...], op: Any, operand: Any) -> Filter:
         return within if op == "$in" else Not(within)
     if op in ("$gt", "$gte", "$lt", "$lte"):
         return Compare(path, op[1:], _bound(op, operand))
-    if op == "$text":
+    if op in ("$text", "$itext"):
         if not isinstance(operand, str) or not operand:
-            raise FilterError(f"$text needs a non-empty string, not {operand!r}.")
-        return Compare(path, "text", _scalar(op, operand))
+            raise FilterError(f"{op} needs a non-empty string, not {operand!r}.")
+        return Compare(path, op[1:], _scalar(op, operand))
     if op in ("$exists", "$is_empty"):
         if not isinstance(operand, bool):
             raise FilterError(f"{op} needs true or false, not {operand!r}.")
@@ -234,6 +234,8 @@ def _holds(op: Op, value: Any, operand: Any) -> bool:
         return any(_equal(value, item) for item in operand)
     if op == "text":
         return isinstance(value, str) and operand in value
+    if op == "itext":
+        return isinstance(value, str) and operand.casefold() in value.casefold()
     return _ordered(op, value, operand)
 
 
