@@ -33,6 +33,23 @@ GPT = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+MPT = {"vocab_size": 320, "d_model": 64, "n_heads": 4, "n_layers": 4, "max_seq_len": 512}
+OWN_NAMES = {"gpt2", "mpt"}  # model types that name their sizes otherwise than BASE does
+LATENT = {
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -70,9 +87,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "glm4": ("glm4", {"partial_rotary_factor": 0.5}, "rotary"),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}, "rotary"),
     "starcoder2": ("starcoder2", {}, "rotary"),
+    "qwen3-moe": ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}, "rotary"),
+    "cohere2": ("cohere2", {"sliding_window": 12}, "rotary"),
+    "exaone4": ("exaone4", {"sliding_window": 12}, "rotary"),
+    "gpt-oss": ("gpt_oss", {"sliding_window": 12, "num_local_experts": 4, "num_experts_per_tok": 2}, "rotary"),
+    "llama4": ("llama4_text", {"num_local_experts": 2, "intermediate_size_mlp": 64}, "fixed"),
+    "deepseek-v3": ("deepseek_v3", LATENT, "fixed"),
     "gpt2": ("gpt2", GPT, "fixed"),
     "opt": ("opt", {"ffn_dim": 96, "word_embed_proj_dim": 64}, "fixed"),
     "bloom": ("bloom", {"n_head": 4, "n_layer": 4}, "free"),
+    "mpt": ("mpt", MPT, "free"),
 }
 
 
@@ -87,7 +111,7 @@ def make(name: str, **settings: Any) -> PreTrainedModel:
     """A random model of the family `name`, four layers of width 64, seeded; `settings` go into its configuration."""
     model_type, overrides, _ = FAMILIES[name]
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **({} if model_type == "gpt2" else BASE) | overrides | settings)
+    config = AutoConfig.for_model(model_type, **({} if model_type in OWN_NAMES else BASE) | overrides | settings)
     model = AutoModelForCausalLM.from_config(config).eval()
     # Fresh norms and small embeddings make near-uniform logits; wider weights make wrong states visible.
     with torch.no_grad():

@@ -23,7 +23,7 @@ ROTARY = [name for name, (_, _, family) in FAMILIES.items() if family == "rotary
 FIXED = [name for name, (_, _, family) in FAMILIES.items() if family == "fixed"]
 HALF = ["llama", "qwen3", "gemma2", "gemma3", "mistral-window", "gpt-neox", "smollm3", "gpt2"]
 # Windows apply besides the mask that a test hands over, so block masks cannot stand for composition there.
-WINDOWED = {"mistral-window", "gemma2", "gemma3"}
+WINDOWED = {"mistral-window", "gemma2", "gemma3", "cohere2", "exaone4", "gpt-oss"}
 # Angles at other places round otherwise, and random layers pass the differences on enlarged.
 MOVED = 1e-4
 

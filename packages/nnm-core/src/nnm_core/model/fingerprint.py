@@ -50,7 +50,8 @@ def model_identity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
     Vectors of one identity may be compared with each other; states need the whole fingerprint.
     """
-    return digest(str(FORMAT), type(model).__name__, _weights_digest(model, torch.bfloat16), tokenizer_digest(tokenizer))
+    weights = _weights_digest(model, torch.bfloat16)
+    return digest(str(FORMAT), type(model).__name__, weights, tokenizer_digest(tokenizer))
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -77,7 +77,7 @@ def open_lens(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
     """The TransformerLens view of `hf`; nothing is downloaded and `hf` stays as it is.
 
     Every parameter is shared. Where TransformerLens splits a fused projection it takes slices of it; only layouts that
-    interleave the heads (BLOOM, GPT-NeoX) make it keep a rearranged copy of those matrices.
+    interleave the heads (BLOOM, MPT, GPT-NeoX) make it keep a rearranged copy of those matrices.
 
     Raises:
         ModelError: the `lens` extra is not installed, or TransformerLens does not know the architecture.

@@ -11,6 +11,7 @@ rotary embeddings alike, and layers without positions (NoPE) are recognised beca
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,8 +27,11 @@ from transformers.cache_utils import DynamicLayer
 from nnm_core.errors import PositionError, UnsupportedModelError
 from nnm_core.model.attention import Attend, intervene
 
+logger = logging.getLogger(__name__)
+
 Family = Literal["rotary", "free", "fixed"]
 Tables = tuple[Tensor, Tensor]
+States = list[tuple[Tensor, Tensor]]
 _PROBE = 6
 # Rotary tables of these kinds change with the length of the whole sequence.
 _LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
@@ -35,23 +39,27 @@ _LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
 
 @dataclass(frozen=True)
 class Rotary:
-    """The rotation of one layer: its table module with fixed arguments, and the function that applies it."""
+    """The rotation of one layer: its table module with fixed arguments, and the function that applies it.
+
+    Attributes:
+        width: the leading dimensions of a head that are rotated; the others pass through.
+    """
 
     module: nn.Module
     arguments: dict[str, Any]
     apply: Callable[..., tuple[Tensor, Tensor]]
+    width: int
 
     def tables(self, positions: Tensor, like: Tensor) -> Tables:
-        """(cos, sin), each [batch, tokens, rotary_dim], for integer `positions` [batch, tokens]."""
+        """(cos, sin) for integer `positions` [batch, tokens]; each [batch, tokens, width], sometimes half of it."""
         cos, sin = self.module(like, position_ids=positions, **self.arguments)
         return cos, sin
 
     def rotate(self, states: Tensor, tables: Tables) -> Tensor:
-        """Rotate queries or keys [batch, heads, tokens, head_dim]; dimensions past the tables' width pass through."""
+        """Rotate queries or keys [batch, heads, tokens, head_dim]; dimensions past `width` pass through."""
         cos, sin = tables
-        width = cos.shape[-1]
-        turned = self.apply(states[..., :width], states[..., :width], cos, sin)[0]
-        return turned if width == states.shape[-1] else torch.cat([turned, states[..., width:]], dim=-1)
+        turned = self.apply(states[..., : self.width], states[..., : self.width], cos, sin)[0]
+        return turned if self.width == states.shape[-1] else torch.cat([turned, states[..., self.width :]], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -177,23 +185,24 @@ def measure_positions(model: PreTrainedModel, name: str) -> Positions:
     """Find the position family of `model` with a few forward passes over six tokens.
 
     Raises:
-        UnsupportedModelError: when a later token changes an earlier one's output (not a causal decoder).
+        UnsupportedModelError: the model does not run with an ordinary cache, returns no keys and values, or lets a
+            later token change an earlier one's output (not a causal decoder).
     """
     remove_deferral(model)  # a model that is measured again must not have its tables swapped twice
     ids = _probe_ids(model)
-    keys = _keys(model, ids)
-    if not keys:
-        raise UnsupportedModelError(f"{name} returns no keys and values.", hint="Use a decoder-only transformer.")
+    states = _probe(model, ids, name)
     _refuse_non_causal(model, ids, name)
     found = _find_rotary(model, ids)
     if found is None:
-        return _family_without_tables(model, ids, keys)
-    rotary = _confirm_rotary(model, ids, keys, found)
+        return _family_without_tables(model, ids, states)
+    rotary = _confirm_rotary(model, ids, states, found)
     if rotary is None:
-        return Positions("fixed", len(keys), note="its rotation could not be reproduced; states stay where they are")
+        return Positions("fixed", len(states), note="its rotation could not be reproduced; states stay where they are")
+    if not any(rotary):
+        return _family_without_tables(model, ids, states)
     for attention in _attention_modules(model):
         attention.register_forward_pre_hook(_defer_tables, with_kwargs=True)
-    return Positions("rotary", len(keys), rotary, length_limit=_length_limit(model.config))
+    return Positions("rotary", len(states), rotary, length_limit=_length_limit(model.config))
 
 
 def embedding_weight(model: PreTrainedModel) -> Tensor:
@@ -209,15 +218,37 @@ def _probe_ids(model: PreTrainedModel) -> Tensor:
     return ((torch.arange(_PROBE) * 7919 + 11) % weight.shape[0])[None].to(weight.device)
 
 
-def _keys(model: PreTrainedModel, ids: Tensor) -> list[Tensor]:
+def _probe(model: PreTrainedModel, ids: Tensor, name: str) -> States:
+    hint = "Use a decoder-only transformer."
+    try:
+        states = _states(model, ids)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(f"{name} does not run with an ordinary cache: {first_line}", hint=hint) from error
+    if not states:
+        raise UnsupportedModelError(f"{name} returns no keys and values.", hint=hint)
+    return states
+
+
+def _states(model: PreTrainedModel, ids: Tensor, **inputs: Tensor) -> States:
     cache = DynamicCache()
-    model(input_ids=ids, past_key_values=cache, use_cache=True)
-    return [layer.keys for layer in cache.layers if isinstance(layer, DynamicLayer) and layer.keys is not None]
+    model(input_ids=ids, past_key_values=cache, use_cache=True, **inputs)
+    return [
+        (layer.keys, layer.values)
+        for layer in cache.layers
+        if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+    ]
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
     tolerance = 1e-5 if a.dtype == torch.float32 else 2e-2
     return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=tolerance, atol=tolerance)
+
+
+def _all_close(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return all(_close(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _refuse_non_causal(model: PreTrainedModel, ids: Tensor, name: str) -> None:
@@ -276,61 +307,89 @@ def _rotary_of(
     apply = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
     for module, arguments, output in calls:
         if output is cos and apply is not None:
-            return Rotary(module, arguments, apply)
+            width = _rotated_width(apply, output)
+            return None if width is None else Rotary(module, arguments, apply, width)
+    return None
+
+
+def _rotated_width(apply: Callable[..., tuple[Tensor, Tensor]], cos: Tensor) -> int | None:
+    """How many dimensions `apply` rotates: as many as the tables have, or twice as many where halves share them."""
+    for width in (cos.shape[-1], 2 * cos.shape[-1]):
+        states = cos.new_ones((1, 1, cos.shape[-2], width))
+        try:
+            if apply(states, states, cos[:1], cos[:1])[0].shape == states.shape:
+                return int(width)
+        except (RuntimeError, TypeError):
+            continue
     return None
 
 
 def _confirm_rotary(
-    model: PreTrainedModel, ids: Tensor, keys: list[Tensor], found: tuple[Rotary | None, ...]
+    model: PreTrainedModel, ids: Tensor, states: States, found: tuple[Rotary | None, ...]
 ) -> tuple[Rotary | None, ...] | None:
-    """Check layer by layer that deferred rotation gives the ordinary keys; None when it does not.
+    """Check layer by layer that deferred rotation gives the ordinary keys and values; None when it does not.
 
     A layer whose unrotated keys already equal the ordinary ones has no positions (NoPE). Since a wrong rotation
-    changes all later layers, each such layer is found in a pass of its own.
+    changes all later layers, each such layer is found in a pass of its own. Values must not depend on the tables at
+    all: models with a latent cache keep their rotated part there.
     """
-    if len(found) != len(keys):
+    if len(found) != len(states):
         return None
     rotary = list(found)
     hooks = [m.register_forward_pre_hook(_defer_tables, with_kwargs=True) for m in _attention_modules(model)]
     try:
-        for _ in range(len(keys) + 1):
-            raw, turned = _deferred_keys(model, ids, tuple(rotary))
-            wrong = next((i for i, key in enumerate(keys) if not _close(turned[i], key)), None)
-            if wrong is None:
+        for _ in range(len(states) + 1):
+            raw, turned = _deferred_states(model, ids, tuple(rotary))
+            good = [
+                _close(turned_key, key) and _close(raw_value, value)
+                for turned_key, (_, raw_value), (key, value) in zip(turned, raw, states, strict=True)
+            ]
+            if all(good):
                 return tuple(rotary) if _relocates(model, ids, tuple(rotary)) else None
-            if rotary[wrong] is None or not _close(raw[wrong], keys[wrong]):
+            wrong = good.index(False)
+            if rotary[wrong] is None or not _all_close(raw[wrong], states[wrong]):
                 return None
             rotary[wrong] = None
+    except RuntimeError as error:
+        logger.debug("deferred rotation fails in %s: %s", type(model).__name__, error)
     finally:
         for hook in hooks:
             hook.remove()
     return None
 
 
-def _deferred_keys(
+def _deferred_states(
     model: PreTrainedModel, ids: Tensor, rotary: tuple[Rotary | None, ...]
-) -> tuple[list[Tensor], list[Tensor]]:
+) -> tuple[States, list[Tensor]]:
     from nnm_core.states.cache import RecordingCache
 
     with deferred(rotary) as run:
         cache = RecordingCache(len(rotary), run)
         model(input_ids=ids, past_key_values=cache, use_cache=True)
-    return [keys for keys, _ in cache.recorded()], [layer.view()[0] for layer in cache.placed]
+    return cache.recorded(), [layer.view()[0] for layer in cache.placed]
 
 
 def _relocates(model: PreTrainedModel, ids: Tensor, rotary: tuple[Rotary | None, ...]) -> bool:
-    """The unrotated first-layer key of a token must be the same at another place (no absolute positions besides)."""
-    here, _ = _deferred_keys(model, ids, rotary)
-    there, _ = _deferred_keys(model, torch.cat([ids[:, :2], ids], dim=1), rotary)
-    return _close(here[0], there[0][..., 2:, :])
+    """A token's unrotated first-layer state must be the same at another place (no absolute positions besides)."""
+    here, _ = _deferred_states(model, ids, rotary)
+    there, _ = _deferred_states(model, torch.cat([ids[:, :2], ids], dim=1), rotary)
+    return _all_close(here[0], [tensor[..., 2:, :] for tensor in there[0]])
 
 
-def _family_without_tables(model: PreTrainedModel, ids: Tensor, keys: list[Tensor]) -> Positions:
-    """Without rotary tables: ``free`` if a token's first-layer key is the same at another place, else ``fixed``."""
-    moved = _keys(model, torch.cat([ids[:, :2], ids], dim=1))
-    if _close(keys[0], moved[0][..., 2:, :]):
-        return Positions("free", len(keys))
-    return Positions("fixed", len(keys), note="its positions are absolute; states are used only where they were made")
+def _family_without_tables(model: PreTrainedModel, ids: Tensor, states: States) -> Positions:
+    """Without rotary tables: ``free`` if nothing in the states says where a token stands, else ``fixed``.
+
+    Two measurements: the first layer's states of the same tokens behind two others, and all layers' states with all
+    position ids counted up by two (models that take none have no other way to know them than by counting keys).
+    """
+    behind = _states(model, torch.cat([ids[:, :2], ids], dim=1))[0]
+    shifted = _states(model, ids, position_ids=torch.arange(2, 2 + ids.shape[1], device=ids.device)[None])
+    free = _all_close(states[0], [tensor[..., 2:, :] for tensor in behind]) and all(
+        _all_close(here, there) for here, there in zip(states, shifted, strict=True)
+    )
+    if free:
+        return Positions("free", len(states))
+    return Positions("fixed", len(states), note="its positions are absolute; states are used only where they were made")
 
 
 def _length_limit(config: PreTrainedConfig) -> int | None:
