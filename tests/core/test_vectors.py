@@ -147,3 +147,12 @@ def test_bad_vectors_are_named_and_nothing_is_stored(nnm: NNM, call: dict[str, A
         nnm.search()
     with pytest.raises(InvalidInputError, match="zero"):
         nnm.search(vector=[0.0, 0.0])
+
+
+def test_a_query_that_was_embedded_already_is_not_embedded_again(nnm: NNM, passes: list[str]) -> None:
+    nnm.add(TEXTS, IDS)
+    by_text = [(h.memory.id, dict(h.parts)) for h in nnm.search("Who leads Falcon?", k=3)]
+    vector = nnm.embed("Who leads Falcon?", "query")[0]
+    passes.clear()
+    assert [(h.memory.id, dict(h.parts)) for h in nnm.search("Who leads Falcon?", k=3, vector=vector)] == by_text
+    assert passes == []

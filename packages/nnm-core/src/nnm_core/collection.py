@@ -314,10 +314,12 @@ class Collection:
     ) -> list[Hit]:
         """The `k` best live memories; points without one (a removal was interrupted) are passed over.
 
-        With a `vector` or an `alpha` it is searched by these, else in the way that suits the collection.
+        Without an `alpha` it is searched in the way that suits the collection, or by the vector if there is no text
+        or the vector is another embedder's.
         """
-        if vector is None and alpha is None:
-            found = self.searcher.search(query, k, filter=filter)
+        if alpha is None and query.strip() and (vector is None or self.foreign_dim is None):
+            asked = None if vector is None else self.whitening.transform(vector[None])[0]
+            found = self.searcher.search(query, k, filter=filter, vector=asked)
         else:
             found = self._search_parts(query, k, filter, vector, 1.0 if alpha is None else alpha)
         entries = self.journal.by_points([hit.id for hit in found])

@@ -225,9 +225,9 @@ class NNM(VectorFace):
             k: how many at most.
             filter: metadata conditions, e.g. ``{"year": {"$gte": 2020}, "lang": "de"}``; never fails open.
             scope: conversation or request that may inject these memories into its prompts.
-            vector: compare this raw vector [dim] (from `embed`, or of the foreign embedder); the query may be empty.
+            vector: the query's raw vector [dim] from `embed`, or from the foreign embedder; the text may be empty.
             alpha: 1 ranks by vectors alone, 0 by words alone, between them both count; None leaves it to the
-                collection, or with a `vector` ranks by it.
+                collection (by the vector alone if there is no text, or if it is a foreign one).
 
         Raises:
             FilterError: a malformed or unsupported filter.

@@ -91,7 +91,7 @@ class Searcher:
         self._sparse = sparse
         self.settings = settings or SearchSettings()
 
-    def search(self, text: str, limit: int = 10, *, filter: Any = None) -> list[FusedHit]:
+    def search(self, text: str, limit: int = 10, *, filter: Any = None, vector: Vector | None = None) -> list[FusedHit]:
         """The best points for a query text, best first.
 
         When no word of the query is in any document, the dense ranking answers alone whatever its weight: a guess by
@@ -101,6 +101,7 @@ class Searcher:
             text: the query.
             limit: how many at most.
             filter: what the index understands; it holds for both prefetches.
+            vector: the query's dense vector, whitened, if it has been made already.
 
         Raises:
             InvalidInputError: an empty query or a limit below 1.
@@ -109,18 +110,20 @@ class Searcher:
             raise InvalidInputError("The query is empty.")
         if limit < 1:
             raise InvalidInputError("At least one hit must be asked for.")
-        rankings = self._rankings(text, max(self.settings.prefetch, 4 * limit), filter)
+        rankings = self._rankings(text, max(self.settings.prefetch, 4 * limit), filter, vector)
         weights = dict(self.settings.weights)
         if not rankings["sparse"]:
             weights = {"dense": 1.0}
         return fuse(rankings, weights, method=self.settings.method, rrf_k=self.settings.rrf_k, limit=limit)
 
-    def _rankings(self, text: str, limit: int, filter: Any) -> dict[str, Ranking]:
+    def _rankings(self, text: str, limit: int, filter: Any, vector: Vector | None) -> dict[str, Ranking]:
         words = self._sparse(text)
         found = self._index.search_sparse(words, limit=limit, filter=filter) if len(words.indices) else []
         rankings: dict[str, Ranking] = {"sparse": _ranking(found)}
-        if self._dense is not None:
-            rankings["dense"] = _ranking(self._index.search_dense(self._dense(text), limit=limit, filter=filter))
+        if vector is None and self._dense is not None:
+            vector = self._dense(text)
+        if vector is not None:
+            rankings["dense"] = _ranking(self._index.search_dense(vector, limit=limit, filter=filter))
         return rankings
 
 
