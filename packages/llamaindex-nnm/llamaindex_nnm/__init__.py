@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from llamaindex_nnm._version import __version__
+from llamaindex_nnm.embeddings import NNMEmbedding
+from llamaindex_nnm.engine_bound import NotPicklableError
 from llamaindex_nnm.events import NNMReceiptEvent
 from llamaindex_nnm.llms import NNMLLM
 from llamaindex_nnm.retrievers import NNMRetriever
+from llamaindex_nnm.vector_stores import NNMVectorStore
 
-__all__ = ["NNMLLM", "NNMReceiptEvent", "NNMRetriever", "__version__"]
+__all__ = [
+    "NNMLLM",
+    "NNMEmbedding",
+    "NNMReceiptEvent",
+    "NNMRetriever",
+    "NNMVectorStore",
+    "NotPicklableError",
+    "__version__",
+]

@@ -25,8 +25,8 @@ from llamaindex_nnm.engine_bound import EngineBound, EngineHandle
 from llamaindex_nnm.events import NNMReceiptEvent
 from llamaindex_nnm.messages import to_engine
 from llamaindex_nnm.responses import chat_response, completion_response
-from llamaindex_nnm.threads import iterate
 from nnm_core import Chunk, InvalidInputError, Message
+from nnm_core.aio import iterate
 
 if TYPE_CHECKING:
     from nnm_core import NNM
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 dispatcher = get_dispatcher(__name__)
 
 Cumulative = tuple[str, Chunk]
-_OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "policy", "mode", "scope")
+_OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "policy", "mode", "scope", "strict")
 # Offered by callers that treat every LLM alike; they mean nothing here.
 _IGNORED = ("formatted", "stream")
 
@@ -67,6 +67,8 @@ class NNMLLM(EngineBound, LLM):
     )
     mode: Literal["inject", "read", "bare"] = Field(default="inject", description="read is the control: same tokens.")
     scope: str = Field(default="", description="Conversation or request whose recalled memories may be injected.")
+
+    strict: bool = Field(default=False, description="Raise where a recalled memory would be lost or read for good.")
 
     _engine: EngineHandle = PrivateAttr()
 
@@ -161,25 +163,15 @@ class NNMLLM(EngineBound, LLM):
     # -- the engine ---------------------------------------------------------------------------------------------
 
     def _complete(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> Generator[Cumulative, None, None]:
-        return self._run([Message("user", prompt)], kwargs)
+        return self._run([Message("prompt" if formatted else "user", prompt)], kwargs)
 
     def _run(self, prompt: Sequence[Message], kwargs: dict[str, Any]) -> Generator[Cumulative, None, None]:
         """The text so far with each chunk; nothing is decoded ahead of the consumer."""
-        span = active_span_id.get()
         options = self._options(kwargs)
-        question: str | list[Message] = list(prompt)
-        if options.get("memories"):
-            question = self._with_memories(list(prompt), list(options["memories"]))
-        return _cumulative(self.nnm.stream(question, **options), span)
-
-    def _with_memories(self, prompt: list[Message], ids: list[str]) -> str | list[Message]:
-        """A lone question gets the engine's own layout, in which the first memory's state fits as it was stored; in
-        other prompts the memories are put before the last message."""
-        last = prompt[-1]
-        if last.role == "user" and len(prompt) == 1:
-            return last.content
-        texts = "\n\n".join(memory.text for memory in self.nnm.get(ids))
-        return [*prompt[:-1], Message(last.role, f"Context:\n{texts}\n\n{last.content}")]
+        if options.get("memories") and self.nnm.system and all(message.role != "system" for message in prompt):
+            # Behind the engine's own system prompt the first memory's state is exact from the first time on.
+            prompt = [Message("system", self.nnm.system), *prompt]
+        return _cumulative(self.nnm.stream(prompt, **options), active_span_id.get())
 
     def _options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         unknown = set(kwargs) - {*_OPTIONS, *_IGNORED, "memories"}
