@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,9 +93,9 @@ def _slice(cache: PlacedCache, step: Step) -> PlacedState:
 
 
 def _keeps_logits(model: PreTrainedModel) -> bool:
-    return "logits_to_keep" in _parameters(type(model))
+    return "logits_to_keep" in _parameters(type(model).forward)
 
 
 @cache
-def _parameters(model_type: type[PreTrainedModel]) -> frozenset[str]:
-    return frozenset(inspect.signature(model_type.forward).parameters)
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)

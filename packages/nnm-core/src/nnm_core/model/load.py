@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,9 +24,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.utils import logging as transformers_logging
 
-from nnm_core.errors import InvalidInputError, ModelNotFoundError, UnsupportedModelError
+from nnm_core.errors import InvalidInputError, ModelError, ModelNotFoundError, UnsupportedModelError
 from nnm_core.model import attention
 from nnm_core.model.fingerprint import model_fingerprint, model_identity
 from nnm_core.model.positions import Positions, embedding_weight, measure_positions
@@ -34,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 MINI = "nnm-mini"
 DEFAULT_CONTEXT = 4096
+_QUIET_BYTES = 2 * 2**30
 _KV_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 
 
@@ -114,6 +120,7 @@ def load_model(name: str, settings: ModelSettings | None = None) -> LoadedModel:
     Raises:
         ModelNotFoundError: nothing of that name, or no network.
         UnsupportedModelError: the model keeps no per-token keys and values, or is no causal decoder.
+        ModelError: its files are damaged or incomplete, or it wants to run code of its own.
         InvalidInputError: settings that this machine cannot fulfil.
     """
     settings = settings or ModelSettings()
@@ -125,13 +132,28 @@ def load_model(name: str, settings: ModelSettings | None = None) -> LoadedModel:
         config = AutoConfig.from_pretrained(source, **common)
         refuse_unfit(config, name)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        hf = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, attn_implementation=settings.attention, **common, **_placement(settings)
-        )
-    except (OSError, ValueError, KeyError) as error:
+        with _quiet(source):
+            made: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=dtype,
+                attn_implementation=settings.attention,
+                output_loading_info=True,
+                **common,
+                **_placement(settings),
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise _not_loadable(name, error) from error
+    hf, report = made
+    if report["missing_keys"]:  # transformers would fill them with random numbers
+        raise ModelError(
+            f"{name} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])} ...",
+            hint="Use a checkpoint of a causal language model, or download it again.",
+        )
     if settings.quantize is None:
-        hf = hf.to(device=device)  # type: ignore[arg-type]  # the stub types `to` as taking self twice
+        hf = hf.to(device)
     return wrap_model(hf, tokenizer, name=name)
 
 
@@ -171,9 +193,9 @@ def choose_device(wanted: str | None) -> torch.device:
         device = torch.device(wanted)
     except RuntimeError as error:
         raise InvalidInputError(f"{wanted!r} is no device.", hint="Use 'cuda', 'cuda:1', 'mps' or 'cpu'.") from error
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if not present.get(device.type, True):
-        raise InvalidInputError(f"This machine has no {device.type} device.", hint="Use device='cpu'.")
+    present = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= present.get(device.type, 1):
+        raise InvalidInputError(f"This machine has no device {wanted}.", hint="Use device='cpu'.")
     return device
 
 
@@ -195,13 +217,15 @@ def refuse_unfit(config: PreTrainedConfig, name: str) -> None:
     if config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} ({config.model_type}) is an encoder-decoder model.", hint=hint)
     text_config = config.get_text_config(decoder=True)
-    other = sorted(set(getattr(text_config, "layer_types", None) or ()) - _KV_LAYER_TYPES)
-    if other:
+    kinds = set(getattr(text_config, "layer_types", None) or ())
+    if other := sorted(kinds - _KV_LAYER_TYPES):
         raise UnsupportedModelError(f"{name} ({config.model_type}) has layers of kind {', '.join(other)}.", hint=hint)
-    if any(hasattr(text_config, key) for key in ("ssm_cfg", "state_size", "mamba_d_state", "time_mix_extra_dim")):
+    if not kinds and any(hasattr(text_config, key) for key in ("ssm_cfg", "state_size", "mamba_d_state")):
         raise UnsupportedModelError(f"{name} ({config.model_type}) is a state-space or hybrid model.", hint=hint)
-    if not all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=text_config).layers):
-        raise UnsupportedModelError(f"{name} ({config.model_type}) keeps other states than keys and values.", hint=hint)
+    layers = DynamicCache(config=text_config).layers
+    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        what = "shares states between layers or keeps other ones than keys and values"
+        raise UnsupportedModelError(f"{name} ({config.model_type}) {what}.", hint=hint)
 
 
 def _resolve(name: str) -> str:
@@ -225,10 +249,35 @@ def _placement(settings: ModelSettings) -> dict[str, Any]:
     return {"quantization_config": quantization, "device_map": settings.device or "auto"}
 
 
-def _not_loadable(name: str, error: Exception) -> ModelNotFoundError | UnsupportedModelError:
+@contextmanager
+def _quiet(source: str) -> Iterator[None]:
+    """Without transformers' progress bar while a small model is read from a local folder; downloads keep theirs."""
+    folder = Path(source)
+    small = folder.is_dir() and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < _QUIET_BYTES
+    chosen_by_user = "HF_HUB_DISABLE_PROGRESS_BARS" in os.environ
+    if chosen_by_user or not small or not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
+def _not_loadable(name: str, error: Exception) -> ModelError:
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{name} comes with code of its own, which was not run.",
+            hint="Pass trust_remote_code=True if you trust its authors.",
+        )
     if isinstance(error, ValueError) and "AutoModelForCausalLM" in str(error):
         return UnsupportedModelError(f"{name} is no causal language model: {first_line}", hint="Use a decoder.")
+    if isinstance(error, SafetensorError | RuntimeError):
+        return ModelError(f"The weights of {name} cannot be read: {first_line}", hint="Download the model again.")
+    if isinstance(error, ImportError):
+        return ModelError(f"{name} needs a package that is not installed: {first_line}", hint="Install that package.")
     return ModelNotFoundError(
         f"Cannot load the model {name!r}: {first_line}",
         hint="Give a local folder, 'nnm-mini', or a hub name such as 'Qwen/Qwen2.5-0.5B-Instruct' with a network.",

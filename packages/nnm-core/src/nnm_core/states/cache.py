@@ -20,7 +20,7 @@ class PlacedLayer(DynamicLayer):
     """
 
     def __init__(self, capacity: int = 0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers does not annotate it
         self.capacity = capacity
         self.length = 0
 
