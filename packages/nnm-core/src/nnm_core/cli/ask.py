@@ -12,10 +12,10 @@ import typer
 from rich.text import Text
 
 from nnm_core.cli import session as shared
-from nnm_core.cli.output import owns_stdout, stderr, stdout, write_json
+from nnm_core.cli.output import owns_stdout, stderr, stdout
 from nnm_core.cli.session import Session, opened
 from nnm_core.errors import InvalidInputError
-from nnm_core.evaluation.report import seconds, snippet, visible
+from nnm_core.evaluation.report import seconds, snippet, visible, write_json
 from nnm_core.records import Answer, Chunk, Message, Mode, Policy, Role
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import typer
 
 from nnm_core._version import __version__
 from nnm_core.cli import session as shared
-from nnm_core.cli.output import owns_stdout, progress_bar, stderr, stdout, write_json
+from nnm_core.cli.output import owns_stdout, progress_bar, stderr, stdout
 from nnm_core.cli.session import Session, opened
-from nnm_core.evaluation.report import seconds
+from nnm_core.evaluation.report import seconds, write_json
 from nnm_core.records import Policy
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the plot and the page go.")] = DEFAULT_OUT,
-    k: Annotated[int, typer.Option("-k", min=1, max=8, help="Passages for each question.")] = 2,
+    k: Annotated[int, typer.Option("-k", min=1, max=8, help="Passages for each question.")] = 1,
     policy: Annotated[Policy, typer.Option(help="What may be injected: exact, auto, or fast.")] = "auto",
     max_questions: Annotated[int, typer.Option("--questions", min=1, help="Ask only so many.")] = 24,
     model: shared.ModelOption = shared.DEFAULT_MODEL,
@@ -62,7 +62,7 @@ def demo(
 
 def _ask_all(session: Session, settings: Any, max_questions: int) -> tuple[list[Item], dict[str, Any]]:
     from nnm_core.demo import dataset
-    from nnm_core.demo.run import ARMS, add_passages, make_arms, run
+    from nnm_core.demo.run import ARMS, add_passages, make_arms, run, warm_up
     from nnm_core.evaluation.rag import default_retriever
 
     passages, questions = dataset.passages(), dataset.questions()[:max_questions]
@@ -72,14 +72,16 @@ def _ask_all(session: Session, settings: Any, max_questions: int) -> tuple[list[
             started = time.perf_counter()
             memories = add_passages(engine, passages)
             ingest = time.perf_counter() - started
+        arms = make_arms(engine, memories, retriever, settings)
+        warm_up(engine, memories, questions, retriever)
         with progress_bar("Asking", total=len(questions) * len(ARMS)) as progress:
             items = []
-            for item in run(make_arms(engine, memories, retriever, settings), questions):
+            for item in run(arms, questions):
                 items.append(item)
                 progress.advance(progress.task_ids[0])
         config = {
             "model": session.model,
-            "device": session.device or "the default device",
+            "device": engine.stats()["device"],
             "fingerprint": items[0].answer.receipt.fingerprint,
             "retriever": retriever.name,
             "k": settings.k,

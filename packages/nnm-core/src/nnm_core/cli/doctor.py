@@ -15,10 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from nnm_core.cli import session as shared
-from nnm_core.cli.output import owns_stdout, stderr, stdout, write_json
-from nnm_core.cli.session import quiet_libraries
+from nnm_core.cli.output import owns_stdout, stderr, stdout
 from nnm_core.errors import NNMError
-from nnm_core.evaluation.report import visible
+from nnm_core.evaluation.report import quiet_libraries, visible, write_json
 
 REQUIRED = ("nnm-core", "torch", "transformers", "tokenizers", "safetensors", "qdrant-edge-py", "qdrant-client")
 OPTIONAL = {

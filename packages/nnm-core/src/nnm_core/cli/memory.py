@@ -14,10 +14,10 @@ from rich.text import Text
 
 from nnm_core.cli import session as shared
 from nnm_core.cli.documents import Document, Unreadable, count_files, read_documents
-from nnm_core.cli.output import owns_stdout, progress_bar, show_error, stderr, stdout, write_json
+from nnm_core.cli.output import owns_stdout, progress_bar, show_error, stderr, stdout
 from nnm_core.cli.session import Session, opened
 from nnm_core.errors import InvalidInputError, MemoryNotFoundError
-from nnm_core.evaluation.report import plain, seconds, snippet, visible
+from nnm_core.evaluation.report import plain, seconds, snippet, visible, write_json
 
 if TYPE_CHECKING:
     from nnm_core.records import Hit

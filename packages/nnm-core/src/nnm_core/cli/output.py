@@ -1,23 +1,20 @@
-"""How the command line speaks: results on stdout, everything else on stderr, and JSON files."""
+"""How the command line speaks: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from nnm_core.errors import NNMError, StorageError
-from nnm_core.evaluation.report import plain, snippet, visible
-
-STDOUT_NAME = "-"
+from nnm_core.errors import NNMError
+from nnm_core.evaluation.report import STDOUT_NAME, snippet, visible
 
 
 def stdout() -> Console:
@@ -28,27 +25,6 @@ def stdout() -> Console:
 def stderr() -> Console:
     """The console for progress, warnings and errors."""
     return Console(file=sys.stderr, highlight=False, markup=False)
-
-
-def write_json(target: Path | None, value: Any) -> None:
-    """Write `value` to the file `target`, to stdout if that is ``-``, or nowhere if it is None.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
-    if target is None:
-        return
-    text = json.dumps(plain(value), ensure_ascii=False, indent=2) + "\n"
-    if str(target) == STDOUT_NAME:
-        sys.stdout.write(text)
-        return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(
-            f"Cannot write {target}: {error.strerror}.", hint="Name another file with --json."
-        ) from error
 
 
 def owns_stdout(target: Path | None) -> bool:

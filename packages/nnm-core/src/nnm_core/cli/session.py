@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import typer
 
 from nnm_core.cli.output import stderr
 from nnm_core.errors import StorageError
+from nnm_core.evaluation.report import quiet_libraries
 
 if TYPE_CHECKING:
     from nnm_core.engine import NNM
@@ -53,13 +53,6 @@ class Session:
             "namespace": self.namespace,
             "device": self.device,
         }
-
-
-def quiet_libraries() -> None:
-    """Keep the loading bars and advice of the libraries off the terminal; warnings that matter still come."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from nnm_core.evaluation.report import seconds, visible
 EXPLANATION = {
     "bare": "the question alone",
     "rag": "passages found by {retriever}, their text read in the prompt",
-    "nnm": "passages found by the model's own vectors, their states injected",
+    "nnm": "passages found by NNM's own index, their states injected",
     "random": "states of passages that do not answer the question: what injection does by itself",
 }
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from nnm_core.demo.run import ARMS, Item
 from nnm_core.errors import InvalidInputError
-from nnm_core.evaluation.report import seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,10 +65,10 @@ def _draw_tokens(panel: Axes, names: Sequence[str], arms: Mapping[str, Mapping[s
     panel.barh(range(len(names)), injected, left=read, color=INJECTED, label="injected")
     longest = max((a + b for a, b in zip(read, injected, strict=True)), default=1) or 1
     for place, (a, b) in enumerate(zip(read, injected, strict=True)):
-        label = f"{a:.0f} read" + (f", {b:.0f} injected" if b else "")
+        label = f"{a:.0f} read" + (f"\n{b:.0f} injected" if b else "")
         panel.text(a + b + longest * 0.02, place, label, va="center", color=INK, fontsize=9)
-    panel.set_xlim(0, longest * 1.75)
-    panel.legend(frameon=False, loc="lower right", fontsize=9)
+    panel.set_xlim(0, longest * 1.45)
+    panel.legend(frameon=False, loc="upper right", fontsize=9, labelcolor=INK)
     panel.set_title("Tokens of a prompt (mean)", loc="left", fontweight="bold", color=INK)
 
 
@@ -83,9 +82,9 @@ def _draw_times(
         longest = max(longest, *times)
         panel.plot(times, [place] * len(times), "o", color=COLOURS[name], alpha=0.45, markersize=5, markeredgewidth=0)
         panel.plot([median, median], [place - 0.3, place + 0.3], color=INK, linewidth=2)
-        panel.annotate(seconds(median / 1000), (median, place - 0.36), ha="center", va="bottom", color=INK, fontsize=9)
+        panel.annotate(f"{median:.0f} ms", (median, place - 0.36), ha="center", va="bottom", color=INK, fontsize=9)
     panel.set_xlim(0, longest * 1.05)
-    panel.set_xlabel("ms; each dot a question, the bar is the median", color=INK, fontsize=9)
+    panel.set_xlabel("milliseconds; each dot is a question, the bar the median", color=INK, fontsize=9)
     panel.set_title("Time to first token", loc="left", fontweight="bold", color=INK)
 
 

@@ -36,7 +36,7 @@ class Settings:
         seed: of the random memories.
     """
 
-    k: int = 2
+    k: int = 1
     max_tokens: int = 24
     policy: Policy = "auto"
     seed: int = 0
@@ -93,14 +93,21 @@ def make_arms(engine: NNM, memories: Sequence[Memory], retriever: TextRetriever,
     return {"bare": bare, "rag": classic, "nnm": nnm, "random": at_random}
 
 
-def run(arms: dict[str, Ask], questions: Sequence[Question]) -> Iterator[Item]:
-    """Ask each question in all arms, one after the other, so that a busy machine slows all of them alike.
+def warm_up(engine: NNM, memories: Sequence[Memory], questions: Sequence[Question], retriever: TextRetriever) -> None:
+    """Pay beforehand for what only the first call of a process pays for.
 
-    The first question is asked once in every arm beforehand and not counted: the first call of a process pays for
-    things that no later one does.
+    The memory that is injected here answers no question, so none of the states that will be asked for is kept yet.
     """
-    for ask in arms.values():
-        ask(questions[0])
+    asked = {question.passage for question in questions}
+    spare = next(memory for memory in memories if memory.id not in asked)
+    retriever.search("warm up", 1)
+    engine.search("warm up", 1)
+    for mode in ("bare", "read", "inject"):
+        engine.answer("What is this about?", memories=[spare], mode=mode, max_tokens=2)
+
+
+def run(arms: dict[str, Ask], questions: Sequence[Question]) -> Iterator[Item]:
+    """Ask each question in all arms, one after the other, so that a busy machine slows all of them alike."""
     for question in questions:
         for name, ask in arms.items():
             answer = ask(question)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+from nnm_core.errors import StorageError
+
+STDOUT_NAME = "-"
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -39,3 +47,31 @@ def plain(value: Any) -> Any:
     if isinstance(value, Iterable):
         return [plain(item) for item in value]
     return str(value)
+
+
+def write_json(target: Path | None, value: Any) -> None:
+    """Write `value` to the file `target`, to stdout if that is ``-``, or nowhere if it is None.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    if target is None:
+        return
+    text = json.dumps(plain(value), ensure_ascii=False, indent=2) + "\n"
+    if str(target) == STDOUT_NAME:
+        sys.stdout.write(text)
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(
+            f"Cannot write {target}: {error.strerror}.", hint="Name another file with --json."
+        ) from error
+
+
+def quiet_libraries() -> None:
+    """Keep the loading bars and advice of the libraries off the terminal; warnings that matter still come."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
