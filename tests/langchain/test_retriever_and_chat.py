@@ -211,7 +211,9 @@ def test_messages_of_any_order_fit_the_template(nnm: NNM, monkeypatch: pytest.Mo
 
 
 def test_what_is_not_text_is_refused_and_not_dropped(nnm: NNM) -> None:
-    picture = HumanMessage([{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "http://x/y.png"}}])
+    picture = HumanMessage(
+        [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "http://x/y.png"}}]
+    )
     with pytest.raises(InvalidInputError, match="image_url"):
         ChatNNM(nnm=nnm).invoke([picture])
 

@@ -36,7 +36,7 @@ PUBLIC = {
         "UnsupportedModelError",
         "__version__",
     },
-    "langchain_nnm": {"ChatNNM", "NNMRetriever", "__version__"},
+    "langchain_nnm": {"ChatNNM", "NNMEmbeddings", "NNMRetriever", "NNMVectorStore", "__version__"},
     "llamaindex_nnm": {"__version__"},
 }
 

@@ -1,14 +1,38 @@
-"""Memories as documents: text, metadata and id as they were given, and nothing else."""
+"""Memories as documents and documents as memories: text, metadata and id as they were given, and nothing else."""
 
 from __future__ import annotations
 
 import copy
+import json
+import uuid
+from collections.abc import Sequence
 
 from langchain_core.documents import Document
 
-from nnm_core import Memory
+from nnm_core import InvalidInputError, Memory
+
+_SPACE = uuid.UUID("6f0a3c4e-54f7-5c0f-9d8b-0d6a4f1e2b90")
 
 
 def to_document(memory: Memory) -> Document:
     """The document of a memory; its metadata is the caller's to change."""
     return Document(id=memory.id, page_content=memory.text, metadata=copy.deepcopy(dict(memory.metadata)))
+
+
+def ids_for(documents: Sequence[Document], given: Sequence[str | None] | None) -> list[str]:
+    """An id for each document: the given one, its own, or one made of its text and metadata.
+
+    The last makes adding the same document again harmless, while equal texts from different places stay apart.
+
+    Raises:
+        InvalidInputError: another number of ids than documents.
+    """
+    if given is not None and len(given) != len(documents):
+        raise InvalidInputError(f"{len(documents)} documents but {len(given)} ids.", hint="Pass one for each.")
+    explicit = given if given is not None else [None] * len(documents)
+    return [chosen or document.id or _made_id(document) for chosen, document in zip(explicit, documents, strict=True)]
+
+
+def _made_id(document: Document) -> str:
+    content = json.dumps([document.page_content, document.metadata], sort_keys=True, default=str)
+    return str(uuid.uuid5(_SPACE, content))
