@@ -34,10 +34,8 @@ class Stdin(io.TextIOWrapper):
 
 
 @pytest.fixture
-def nnm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Nnm:
-    """Run the command line in an empty folder, on a fake engine; returns exit code and output."""
-    FakeNNM.reset()
-    monkeypatch.setattr("nnm_core.NNM", FakeNNM, raising=False)
+def real_nnm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Nnm:
+    """Run the command line in an empty folder; returns exit code and output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     for name in ("NNM_MODEL", "NNM_PATH", "NNM_NAMESPACE", "NNM_DEVICE", "NNM_TRACEBACK"):
@@ -54,3 +52,11 @@ def nnm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return Ran(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def nnm(real_nnm: Nnm, monkeypatch: pytest.MonkeyPatch) -> Nnm:
+    """The command line on a fake engine."""
+    FakeNNM.reset()
+    monkeypatch.setattr("nnm_core.NNM", FakeNNM, raising=False)
+    return real_nnm

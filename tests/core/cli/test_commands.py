@@ -29,7 +29,8 @@ def test_add_hands_ids_texts_and_metadata_to_the_engine(filled: Nnm) -> None:
 
 def test_the_options_reach_the_engine(nnm: Nnm) -> None:
     nnm("add", "-", "--model", "m", "--path", "p", "--namespace", "n", "--device", "cpu", stdin=b"text")
-    assert FakeNNM.calls[0] == ("open", {"model": "m", "path": Path("p"), "namespace": "n", "device": "cpu"})
+    options = {"model": "m", "path": Path("p"), "namespace": "n", "device": "cpu", "rebuild": False}
+    assert FakeNNM.calls[0] == ("open", options)
 
 
 def test_the_environment_sets_defaults(nnm: Nnm, monkeypatch: pytest.MonkeyPatch) -> None:

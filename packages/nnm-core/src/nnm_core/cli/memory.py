@@ -55,6 +55,7 @@ def add(
     path: shared.PathOption = shared.DEFAULT_PATH,
     namespace: shared.NamespaceOption = shared.DEFAULT_NAMESPACE,
     device: shared.DeviceOption = None,
+    rebuild: shared.RebuildOption = False,
     json: shared.JsonOption = None,
 ) -> None:
     """Remember texts. Adding the same again changes nothing, so an interrupted run is simply repeated.
@@ -65,7 +66,7 @@ def add(
     wanted = sources or ([] if sys.stdin.isatty() else ["-"])
     if not wanted:
         raise typer.BadParameter("name files or folders, or pipe text in", param_hint="FILE")
-    session = Session(model, path, namespace, device)
+    session = Session(model, path, namespace, device, rebuild)
     skipped: list[Unreadable] = []
     started = time.perf_counter()
     documents = _readable(read_documents(wanted, split=split, jsonl_stdin=jsonl), skipped, skip_errors)
@@ -133,10 +134,11 @@ def search(
     path: shared.PathOption = shared.DEFAULT_PATH,
     namespace: shared.NamespaceOption = shared.DEFAULT_NAMESPACE,
     device: shared.DeviceOption = None,
+    rebuild: shared.RebuildOption = False,
     json: shared.JsonOption = None,
 ) -> None:
     """Show the memories that fit a question best."""
-    session = Session(model, path, namespace, device)
+    session = Session(model, path, namespace, device, rebuild)
     with opened(session) as engine:
         started = time.perf_counter()
         hits = engine.search(query, k=k)

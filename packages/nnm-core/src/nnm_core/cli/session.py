@@ -27,6 +27,9 @@ NamespaceOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option("--device", envvar="NNM_DEVICE", help="cpu, cuda, mps; chosen for you if left out.")
 ]
+RebuildOption = Annotated[
+    bool, typer.Option("--rebuild", help="Read all texts again if another model made the memory.")
+]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; '-' writes it to stdout alone.")
 ]
@@ -44,6 +47,7 @@ class Session:
     path: Path = DEFAULT_PATH
     namespace: str = DEFAULT_NAMESPACE
     device: str | None = None
+    rebuild: bool = False
 
     def config(self) -> dict[str, str | None]:
         """The settings as they appear under ``config`` in JSON files."""
@@ -75,7 +79,13 @@ def opened(session: Session, *, create: bool = False) -> Iterator[NNM]:
     with stderr().status(f"Opening {session.model} ..."):
         from nnm_core import NNM
 
-        engine = NNM.open(session.model, path=session.path, namespace=session.namespace, device=session.device)
+        engine = NNM.open(
+            session.model,
+            path=session.path,
+            namespace=session.namespace,
+            device=session.device,
+            rebuild=session.rebuild,
+        )
     try:
         yield engine
     finally:
