@@ -103,7 +103,7 @@ def test_an_unknown_model(real_nnm: Nnm) -> None:
 
 def test_a_store_of_another_model_is_refused_and_stays_usable(cli: Nnm, tmp_path: Path) -> None:
     other = saved(tmp_path / "other", "llama")
-    fails(cli("search", "key", "--model", str(other)), "belong", "--rebuild")
+    fails(cli("search", "key", "--model", str(other)), "Open it with that model", "--rebuild")
     assert stored(cli) == TEXTS
 
 
