@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from llama_index.core.instrumentation.events import BaseEvent
 
@@ -45,3 +47,25 @@ class NNMReceiptEvent(BaseEvent):
             memories=dict(receipt.memories),
             fallbacks=receipt.fallbacks,
         )
+
+
+_RECEIPTS: ContextVar[list[NNMReceiptEvent] | None] = ContextVar("nnm_receipts", default=None)
+
+
+@contextmanager
+def receipts() -> Iterator[list[NNMReceiptEvent]]:
+    """Collect the receipts of all LLM calls that begin inside the block, whatever engine makes them.
+
+    ``with receipts() as taken: query_engine.query(...)``; then ``taken[-1].memories`` says what was injected.
+    """
+    taken: list[NNMReceiptEvent] = []
+    token = _RECEIPTS.set(taken)
+    try:
+        yield taken
+    finally:
+        _RECEIPTS.reset(token)
+
+
+def current_receipts() -> list[NNMReceiptEvent] | None:
+    """Where the receipts of a call that begins now are collected, if anywhere."""
+    return _RECEIPTS.get()

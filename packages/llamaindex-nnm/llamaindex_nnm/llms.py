@@ -22,7 +22,7 @@ from llama_index.core.llms.llm import LLM
 from llama_index_instrumentation import get_dispatcher
 
 from llamaindex_nnm.engine_bound import EngineBound, EngineHandle
-from llamaindex_nnm.events import NNMReceiptEvent
+from llamaindex_nnm.events import NNMReceiptEvent, current_receipts
 from llamaindex_nnm.messages import to_engine
 from llamaindex_nnm.responses import chat_response, completion_response
 from nnm_core import Chunk, InvalidInputError, Message
@@ -35,6 +35,7 @@ dispatcher = get_dispatcher(__name__)
 
 Cumulative = tuple[str, Chunk]
 _OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "policy", "mode", "scope", "strict")
+_PER_CALL = ("memories", "references", "overflow")
 # Offered by callers that treat every LLM alike; they mean nothing here.
 _IGNORED = ("formatted", "stream")
 
@@ -48,7 +49,8 @@ class NNMLLM(EngineBound, LLM):
     and ``additional_kwargs`` how many tokens there were.
 
     Every field can be given anew per call (``llm.chat(messages, max_tokens=8)``). ``memories=[ids]`` in a call
-    answers from these memories without their text in the prompt.
+    answers from these memories without their text in the prompt (``overflow="drop"`` leaves out what does not fit, if
+    the prompt is one question); ``references=[memories]`` looks for these in the prompt beside the recalled ones.
 
     Args:
         nnm: the open engine; it is shared, not closed.
@@ -168,29 +170,42 @@ class NNMLLM(EngineBound, LLM):
     def _run(self, prompt: Sequence[Message], kwargs: dict[str, Any]) -> Generator[Cumulative, None, None]:
         """The text so far with each chunk; nothing is decoded ahead of the consumer."""
         options = self._options(kwargs)
-        if options.get("memories") and self.nnm.system and all(message.role != "system" for message in prompt):
-            # Behind the engine's own system prompt the first memory's state is exact from the first time on.
-            prompt = [Message("system", self.nnm.system), *prompt]
-        return _cumulative(self.nnm.stream(prompt, **options), active_span_id.get())
+        question: str | Sequence[Message] = prompt
+        if options.get("memories"):
+            question = self._with_own_system(prompt)
+        return _cumulative(self.nnm.stream(question, **options), active_span_id.get(), current_receipts())
+
+    def _with_own_system(self, prompt: Sequence[Message]) -> str | Sequence[Message]:
+        """Behind the engine's own system prompt the first memory's state is exact from the first time on."""
+        if any(message.role in ("system", "prompt") for message in prompt):
+            return prompt
+        if len(prompt) == 1:
+            return prompt[0].content
+        return [Message("system", self.nnm.system), *prompt] if self.nnm.system else prompt
 
     def _options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        unknown = set(kwargs) - {*_OPTIONS, *_IGNORED, "memories"}
+        unknown = set(kwargs) - {*_OPTIONS, *_PER_CALL, *_IGNORED}
         if unknown:
             raise InvalidInputError(
                 f"{', '.join(sorted(unknown))}: not an option of {self.class_name()}.",
-                hint=f"It takes {', '.join(_OPTIONS)} and memories.",
+                hint=f"It takes {', '.join((*_OPTIONS, *_PER_CALL))}.",
             )
         options = {name: getattr(self, name) for name in _OPTIONS}
         given = {name: value for name, value in kwargs.items() if value is not None and name not in _IGNORED}
         return options | given
 
 
-def _cumulative(chunks: Iterator[Chunk], span: str | None) -> Generator[Cumulative, None, None]:
+def _cumulative(
+    chunks: Iterator[Chunk], span: str | None, taken: list[NNMReceiptEvent] | None
+) -> Generator[Cumulative, None, None]:
     text = ""
     for chunk in chunks:
         text += chunk.text
         if chunk.answer is not None:
-            dispatcher.event(NNMReceiptEvent.of(chunk.answer.receipt, span_id=span))
+            event = NNMReceiptEvent.of(chunk.answer.receipt, span_id=span)
+            dispatcher.event(event)
+            if taken is not None:
+                taken.append(event)
         yield text, chunk
 
 
