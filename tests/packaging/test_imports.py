@@ -36,7 +36,15 @@ PUBLIC = {
         "UnsupportedModelError",
         "__version__",
     },
-    "langchain_nnm": {"ChatNNM", "NNMEmbeddings", "NNMRetriever", "NNMVectorStore", "__version__"},
+    "langchain_nnm": {
+        "NNMLLM",
+        "ChatNNM",
+        "NNMEmbeddings",
+        "NNMMiddleware",
+        "NNMRetriever",
+        "NNMVectorStore",
+        "__version__",
+    },
     "llamaindex_nnm": {"__version__"},
 }
 

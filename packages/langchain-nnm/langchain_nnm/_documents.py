@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from langchain_core.documents import Document
 
@@ -36,3 +37,18 @@ def ids_for(documents: Sequence[Document], given: Sequence[str | None] | None) -
 def _made_id(document: Document) -> str:
     content = json.dumps([document.page_content, document.metadata], sort_keys=True, default=str)
     return str(uuid.uuid5(_SPACE, content))
+
+
+def as_documents(texts: Iterable[str], metadatas: list[dict[str, Any]] | None) -> list[Document]:
+    """Texts and their metadata as documents.
+
+    Raises:
+        InvalidInputError: another number of metadatas than texts.
+    """
+    given = list(texts)
+    if metadatas is not None and len(metadatas) != len(given):
+        raise InvalidInputError(f"{len(given)} texts but {len(metadatas)} metadatas.", hint="Pass one for each.")
+    return [
+        Document(page_content=text, metadata=metadata)
+        for text, metadata in zip(given, metadatas or [{}] * len(given), strict=True)
+    ]

@@ -14,6 +14,7 @@ SCOPE_KEY = "nnm_scope"
 DEFAULT_MAX_TOKENS = 256
 _SAMPLING = ("temperature", "top_p", "top_k", "seed", "max_tokens")
 _ROUTING = ("policy", "mode", "strict")
+OPTIONS = (*_SAMPLING, *_ROUTING, "scope")
 # Passed on by LangChain itself; they change nothing here.
 _IGNORED = frozenset({"stream", "stream_usage", "ls_structured_output_format"})
 
@@ -86,6 +87,20 @@ class EngineOptions(BaseModel):
         }
         return engine | {name: getattr(self, name) for name in names}
 
+    def engine_tokens(self, text: str) -> list[int]:
+        """Token ids of `text` in the model's own vocabulary."""
+        return list(self.nnm.model.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def engine_memories(self, memories: Sequence[Any]) -> list[Memory]:
+        """The named memories (ids, memories or hits) as they are now.
+
+        Raises:
+            MemoryNotFoundError: one of them is not there.
+        """
+        ids = [item if isinstance(item, str) else getattr(item, "memory", item).id for item in memories]
+        found: list[Memory] = self.nnm.get(ids)
+        return found
+
     def engine_stream(
         self,
         prompt: Sequence[Message],
@@ -108,7 +123,7 @@ class EngineOptions(BaseModel):
         if unknown:
             raise InvalidInputError(
                 f"{', '.join(unknown)}: not an option of {type(self).__name__}.",
-                hint=f"It takes {', '.join((*_SAMPLING, 'stop', *_ROUTING, 'scope', 'memories'))}.",
+                hint=f"It takes {', '.join((*OPTIONS, 'stop', 'memories'))}.",
             )
         options = {name: getattr(self, name) for name in (*_SAMPLING, *_ROUTING)} | call
         sampling = {name: options[name] for name in _SAMPLING if options[name] is not None}

@@ -55,15 +55,12 @@ class ChatNNM(EngineOptions, BaseChatModel):
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
         # The key of LangChain's cache is made of this: memories are named by what they say, not by id alone.
         params = super()._get_invocation_params(stop=stop, **kwargs)
-        return params | ({"memory_versions": self._named(kwargs["memories"])} if kwargs.get("memories") else {})
-
-    def _named(self, memories: Any) -> list[tuple[str, int, str]]:
-        ids = [item if isinstance(item, str) else getattr(item, "memory", item).id for item in memories]
-        return [(memory.id, memory.version, memory.digest) for memory in self.nnm.get(ids, missing="skip")]
+        memories = self.engine_memories(kwargs.get("memories") or ())
+        return params | {"memory_versions": [(m.id, m.version, m.digest) for m in memories]}
 
     def get_token_ids(self, text: str) -> list[int]:
         """Token ids of `text` in the model's own vocabulary."""
-        return list(self.nnm.model.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.engine_tokens(text)
 
     def _generate(
         self,

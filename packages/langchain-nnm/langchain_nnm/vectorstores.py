@@ -10,7 +10,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
-from langchain_nnm._documents import ids_for, to_document
+from langchain_nnm._documents import as_documents, ids_for, to_document
 from langchain_nnm._search import EngineSearch, refuse_unknown
 from langchain_nnm.embeddings import NNMEmbeddings
 from nnm_core import Hit, InvalidInputError
@@ -94,7 +94,7 @@ class NNMVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[str]:
         """Store texts; see `add_documents`. Lists of another length are refused (the base class drops texts)."""
-        return self.add_documents(_as_documents(texts, metadatas), ids=ids, **kwargs)
+        return self.add_documents(as_documents(texts, metadatas), ids=ids, **kwargs)
 
     async def aadd_texts(
         self,
@@ -105,7 +105,7 @@ class NNMVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[str]:
         """As `add_texts`, off the event loop."""
-        return await self.aadd_documents(_as_documents(texts, metadatas), ids=ids, **kwargs)
+        return await self.aadd_documents(as_documents(texts, metadatas), ids=ids, **kwargs)
 
     def _add(self, documents: dict[str, Document], vectors: list[list[float]] | None) -> None:
         metadatas = [document.metadata for document in documents.values()]
@@ -285,16 +285,6 @@ class NNMVectorStore(VectorStore):
 
 def _texts(documents: dict[str, Document]) -> list[str]:
     return [document.page_content for document in documents.values()]
-
-
-def _as_documents(texts: Iterable[str], metadatas: list[dict[str, Any]] | None) -> list[Document]:
-    given = list(texts)
-    if metadatas is not None and len(metadatas) != len(given):
-        raise InvalidInputError(f"{len(given)} texts but {len(metadatas)} metadatas.", hint="Pass one for each.")
-    return [
-        Document(page_content=text, metadata=metadata)
-        for text, metadata in zip(given, metadatas or [{}] * len(given), strict=True)
-    ]
 
 
 def _scored(hits: list[Hit]) -> Scored:
