@@ -92,7 +92,7 @@ def test_any_sequence_of_operations(pair: Pair, operations: list[Any], limit: in
 def test_dense_is_the_cosine(pair: Pair) -> None:
     points = [point(n) for n in range(20)]
     query = np.arange(DIM, dtype=np.float32) - 2.5
-    cosines = {p.id: float(p.dense @ query / np.linalg.norm(p.dense) / np.linalg.norm(query)) for p in points}  # type: ignore[operator, arg-type, union-attr]
+    cosines = {p.id: float(p.dense @ query / np.linalg.norm(p.dense) / np.linalg.norm(query)) for p in points}  # type: ignore[operator, arg-type]
     expected = sorted(cosines.items(), key=lambda item: -item[1])[:7]
     for index in pair:
         index.upsert(points)

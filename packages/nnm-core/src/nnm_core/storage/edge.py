@@ -20,7 +20,9 @@ import numpy as np
 import qdrant_edge as edge
 
 from nnm_core.errors import EngineClosedError, IndexDamagedError, StorageError, StoreMismatchError
-from nnm_core.storage.edge_filters import EdgeDialect, decode_payload, encode_payload, keyword_paths
+from nnm_core.storage import edge_support
+from nnm_core.storage.edge_filters import EdgeDialect, decode_payload, keyword_paths
+from nnm_core.storage.edge_support import decode_record, encode_point, make_config, point_nbytes, translated
 from nnm_core.storage.filter_translation import translate
 from nnm_core.storage.filters import Filter
 from nnm_core.storage.index import (
@@ -38,8 +40,6 @@ from nnm_core.storage.index import (
 )
 from nnm_core.storage.paths import make_private_directory, storage_error
 
-# Up to here every vector is compared (a few ms, recall 1); beyond, `optimize` builds the HNSW graph.
-EXACT_UP_TO = 50_000
 # Width of the graph search: recall above 0.99 on embeddings for a small part of the cost of comparing all.
 _HNSW_EF = 256
 # With fewer points than this a payload index costs more than it saves.
@@ -84,11 +84,11 @@ class EdgeIndex:
         self._require_space(0)
         if fresh:
             make_private_directory(self._path)
-            with _translated(StorageError, "The index could not be created"):
-                return edge.EdgeShard.create(str(self._path), self._config())
+            with translated(StorageError, "The index could not be created"):
+                return edge.EdgeShard.create(str(self._path), make_config(self._dim, self._token_dim))
         self._check_dimensions()
-        with _translated(IndexDamagedError, f"The index in {self._path} cannot be read"):
-            return edge.EdgeShard.load(str(self._path), self._config())
+        with translated(IndexDamagedError, f"The index in {self._path} cannot be read"):
+            return edge.EdgeShard.load(str(self._path), make_config(self._dim, self._token_dim))
 
     def _check_dimensions(self) -> None:
         try:
@@ -105,48 +105,17 @@ class EdgeIndex:
                 hint="Open it with the model that made it, or remove the index folder so that it is rebuilt.",
             )
 
-    def _config(self, *, erase: bool = False) -> edge.EdgeConfig:
-        vectors = {"dense": edge.EdgeVectorParams(self._dim, edge.Distance.Cosine)}
-        if self._token_dim is not None:
-            vectors["tokens"] = edge.EdgeVectorParams(
-                self._token_dim,
-                edge.Distance.Cosine,
-                multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
-                hnsw_config=edge.HnswIndexConfig(0, 100, EXACT_UP_TO),  # m=0: no graph, it only re-scores
-            )
-        return edge.EdgeConfig(
-            vectors=vectors,
-            sparse_vectors={"sparse": edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)},
-            optimizers=edge.EdgeOptimizersConfig(
-                deleted_threshold=0.0 if erase else 0.2,
-                vacuum_min_vector_number=0 if erase else 1_000,
-                indexing_threshold=max(1, EXACT_UP_TO * self._dim * 4 // 1024),  # in KB
-                default_segment_number=1,
-            ),
-            wal_enabled=False,
-        )
-
     # -- writing ------------------------------------------------------------------------------------------------
 
     def upsert(self, points: Sequence[Point]) -> None:
         """See `VectorIndex`."""
-        ready = [self._encode(checked(p, dim=self._dim, token_dim=self._token_dim)) for p in points]
+        ready = [encode_point(checked(p, dim=self._dim, token_dim=self._token_dim)) for p in points]
         if ready:
-            self._require_space(2 * sum(_nbytes(point) for point in points))
+            self._require_space(2 * sum(point_nbytes(point) for point in points))
             self._update(edge.UpdateOperation.upsert_points(ready))
 
-    def _encode(self, point: Point) -> edge.Point:
-        vector: dict[str, Any] = {}
-        if point.dense is not None:
-            vector["dense"] = point.dense.tolist()
-        if point.sparse is not None:
-            vector["sparse"] = edge.SparseVector(point.sparse.indices.tolist(), point.sparse.values.tolist())
-        if point.tokens is not None:
-            vector["tokens"] = point.tokens.tolist()
-        return edge.Point(point.id, vector, encode_payload(point.payload))
-
     def _require_space(self, need: int) -> None:
-        place = self._path if self._path.exists() else self._path.parent
+        place = next(path for path in (self._path, *self._path.absolute().parents) if path.exists())
         try:
             free = shutil.disk_usage(place).free
         except OSError as error:
@@ -164,7 +133,7 @@ class EdgeIndex:
             self._update(edge.UpdateOperation.delete_points(gone))
 
     def _update(self, operation: edge.UpdateOperation) -> None:
-        with self._use() as shard, _translated(StorageError, f"The index in {self._path} could not be written"):
+        with self._use() as shard, translated(StorageError, f"The index in {self._path} could not be written"):
             shard.update(operation)
             shard.flush()
             self._count = shard.count(edge.CountRequest(exact=True))
@@ -172,21 +141,21 @@ class EdgeIndex:
     def purge(self) -> None:
         """See `VectorIndex`: rewrites the segments that have deleted points (0.5 s for 20,000 x 384)."""
         self._require_space(self._disk_size())
-        with self._use() as shard, _translated(StorageError, f"The index in {self._path} could not be rewritten"):
+        with self._use() as shard, translated(StorageError, f"The index in {self._path} could not be rewritten"):
             shard.close()
             self._shard = None
             try:
-                eraser = edge.EdgeShard.load(str(self._path), self._config(erase=True))
+                eraser = edge.EdgeShard.load(str(self._path), make_config(self._dim, self._token_dim, erase=True))
                 eraser.optimize()
                 eraser.flush()
                 eraser.close()
             finally:
-                self._shard = edge.EdgeShard.load(str(self._path), self._config())
+                self._shard = edge.EdgeShard.load(str(self._path), make_config(self._dim, self._token_dim))
 
     def optimize(self) -> None:
         """See `VectorIndex`."""
         self._require_space(self._disk_size())
-        with self._use() as shard, _translated(StorageError, f"The index in {self._path} could not be optimized"):
+        with self._use() as shard, translated(StorageError, f"The index in {self._path} could not be optimized"):
             shard.optimize()
             shard.flush()
 
@@ -202,7 +171,7 @@ class EdgeIndex:
     def clear(self) -> None:
         """See `VectorIndex`."""
         with self._use() as shard:
-            with _translated(StorageError, f"The index in {self._path} could not be closed"):
+            with translated(StorageError, f"The index in {self._path} could not be closed"):
                 shard.close()
             self._shard = None
             try:
@@ -215,7 +184,7 @@ class EdgeIndex:
 
     def close(self) -> None:
         """See `VectorIndex`."""
-        with self._lock, _translated(StorageError, f"The index in {self._path} could not be flushed"):
+        with self._lock, translated(StorageError, f"The index in {self._path} could not be flushed"):
             shard, self._shard = self._shard, None
             if shard is not None:
                 shard.flush()
@@ -248,25 +217,25 @@ class EdgeIndex:
             filter=condition,
             params=edge.SearchParams(
                 hnsw_ef=max(_HNSW_EF, limit),
-                exact=self._count <= EXACT_UP_TO,
+                exact=self._count <= edge_support.EXACT_UP_TO,
                 # An empty filter: IDF over the points that are there. Without it deleted ones count until `optimize`.
                 idf=edge.IdfParams(corpus=edge.Filter()) if using == "sparse" else None,
             ),
         )
-        with self._use() as shard, _translated(IndexDamagedError, f"The index in {self._path} could not be searched"):
+        with self._use() as shard, translated(IndexDamagedError, f"The index in {self._path} could not be searched"):
             return ranked(ScoredPoint(str(hit.id), hit.score) for hit in shard.query(request))
 
     def retrieve(self, ids: Sequence[str]) -> list[Point | None]:
         """See `VectorIndex`."""
         wanted: list[Any] = [UUID(check_id(point_id)) for point_id in ids]
-        with self._use() as shard, _translated(IndexDamagedError, f"The index in {self._path} could not be read"):
+        with self._use() as shard, translated(IndexDamagedError, f"The index in {self._path} could not be read"):
             found = {str(record.id): record for record in shard.retrieve(wanted, True, True)}
-        return [_decode(found[str(point_id)]) if str(point_id) in found else None for point_id in wanted]
+        return [decode_record(found[str(point_id)]) if str(point_id) in found else None for point_id in wanted]
 
     def count(self, filter: Filter | None = None) -> int:
         """See `VectorIndex`."""
         condition = self._translate(filter)
-        with self._use() as shard, _translated(IndexDamagedError, f"The index in {self._path} could not be counted"):
+        with self._use() as shard, translated(IndexDamagedError, f"The index in {self._path} could not be counted"):
             return int(shard.count(edge.CountRequest(exact=True, filter=condition)))
 
     def ids(self) -> Iterator[str]:
@@ -277,7 +246,7 @@ class EdgeIndex:
         offset: Any = None
         while True:
             request = edge.ScrollRequest(offset=offset, limit=_PAGE, with_payload=with_payload, with_vector=False)
-            with self._use() as shard, _translated(IndexDamagedError, f"The index in {self._path} could not be read"):
+            with self._use() as shard, translated(IndexDamagedError, f"The index in {self._path} could not be read"):
                 records, offset = shard.scroll(request)
             for record in records:
                 yield str(record.id), decode_payload(record.payload or {})
@@ -296,7 +265,7 @@ class EdgeIndex:
         return scan(self._scroll(with_payload=True), condition)
 
     def _index_fields(self, paths: Collection[str]) -> None:
-        with self._use() as shard, _translated(StorageError, f"The index in {self._path} could not be extended"):
+        with self._use() as shard, translated(StorageError, f"The index in {self._path} could not be extended"):
             for path in set(paths) - self._field_indexes:
                 shard.update(edge.UpdateOperation.create_field_index(path, edge.PayloadSchemaType.Keyword))
                 self._field_indexes.add(path)
@@ -307,52 +276,3 @@ class EdgeIndex:
             if self._shard is None:
                 raise EngineClosedError("The index is closed.", hint="Open the store again.")
             yield self._shard
-
-
-def _nbytes(point: Point) -> int:
-    arrays = sum(np.asarray(array).size * 4 for array in (point.dense, point.tokens) if array is not None)
-    sparse = 0 if point.sparse is None else 16 * len(point.sparse)
-    return arrays + sparse + len(json.dumps(dict(point.payload), default=str)) + 128
-
-
-def _decode(record: edge.Record) -> Point:
-    vectors: Any = record.vector or {}
-    sparse = vectors.get("sparse")
-    dense, tokens = vectors.get("dense"), vectors.get("tokens")
-    return Point(
-        id=str(record.id),
-        dense=None if dense is None else np.asarray(dense, dtype=np.float32),
-        sparse=None if sparse is None else SparseVector(np.asarray(sparse.indices), np.asarray(sparse.values)),
-        tokens=None if tokens is None else np.asarray(tokens, dtype=np.float32),
-        payload=decode_payload(record.payload or {}),
-    )
-
-
-@contextmanager
-def _translated(kind: type[StorageError], what: str) -> Iterator[None]:
-    """Turn the engine's errors into ours.
-
-    It raises plain `Exception` for all that goes wrong, and on damaged files a panic, which derives from
-    BaseException; nothing narrower can be caught.
-    """
-    try:
-        yield
-    except (StorageError, EngineClosedError):
-        raise
-    except Exception as error:
-        raise _error(kind, what, error) from error
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise _error(kind, what, error) from error
-
-
-def _error(kind: type[StorageError], what: str, error: BaseException) -> StorageError:
-    hint = "Rebuild the index from the journal: nothing else is lost."
-    if "No space left" in str(error):
-        kind, hint = StorageError, "The disk is full: free some space; the memories are safe in the journal."
-    elif "Read-only" in str(error) or "Permission denied" in str(error):
-        kind, hint = StorageError, "The folder cannot be written: check its owner and the disk."
-    elif "Validation failed" in str(error):
-        kind, hint = StorageError, "The engine refuses this request; please report it. The index itself is fine."
-    return kind(f"{what}: {error}.", hint=hint)
