@@ -7,10 +7,10 @@ same tokens.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -22,9 +22,12 @@ SEPARATOR = "\n\n"
 CONTEXT_HEADER = "Context:\n"
 QUESTION_HEADER = "Question: "
 DEFAULT_SYSTEM = "You answer questions with a short factual answer."
-# Private-use characters, so that no text and no template contains the marker by accident.
+# Private-use characters, which no template contains; where a text has them, they are treated as control tokens are.
 _MARKER = "\ue000{}\ue001"
 _MARKERS = re.compile("\ue000(\\d+)\ue001")
+# Templates that print today's date would change the left context, and so every state, every day.
+_TODAY = "26 Jul 2024"
+_CLOCK = f"{{% macro strftime_now(format) %}}{_TODAY}{{% endmacro %}}"
 
 Part = str | Memory
 
@@ -67,9 +70,13 @@ class PromptFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, thinking: bool = False) -> None:
         """Args: thinking: passed to templates that have such a switch; off keeps answers short."""
-        self._tokenizer = tokenizer
+        # Whether control tokens are recognised is a switch inside a fast tokenizer, and other threads may be using it
+        # too: one copy for each position, never switched.
+        self._tokenizer, self._literal = copy.deepcopy(tokenizer), copy.deepcopy(tokenizer)
         self._thinking = thinking
-        self._special = [re.escape(token) for token in tokenizer.all_special_tokens if token]
+        special = sorted((token for token in tokenizer.all_special_tokens if token), key=len, reverse=True)
+        self._guard = re.compile("|".join([*(re.escape(token) for token in special), _MARKERS.pattern]))
+        self._template = _default_template(tokenizer)
         self._separator = self.text_ids(SEPARATOR)
         # The beginning-of-text token of tokenizers that put one in front of every text.
         bos = tokenizer.bos_token
@@ -84,16 +91,11 @@ class PromptFormat:
         """
         if any(message.role == "prompt" for message in messages):
             return self._formatted(messages)
-        memories: list[Memory] = []
-        guarded: list[str] = []
-        turns = [(message.role, self._content(message.parts, memories, guarded)) for message in messages]
-        pieces = _MARKERS.split(self._render(turns))
-        if sorted(int(index) for index in pieces[1::2]) != list(range(len(guarded))):
-            raise InvalidInputError(
-                "The chat template does not keep the content of every message.",
-                hint="Use a template that prints each message once, or pass the prompt as one user message.",
-            )
-        return self._cut(pieces, memories, guarded)
+        if not messages:
+            raise InvalidInputError("There are no messages.", hint="Ask something.")
+        guarded: list[Part] = []
+        turns = [(message.role, self._content(message.parts, guarded)) for message in messages]
+        return self._cut(_MARKERS.split(self._render(turns, len(guarded))), guarded)
 
     def _formatted(self, messages: Sequence[PromptMessage]) -> list[Segment]:
         """A prompt that is formatted already: its control tokens count, those in memories stay text."""
@@ -111,7 +113,7 @@ class PromptFormat:
                 pieces[-1] += part
         if not pieces[0].startswith(self._start):
             pieces[0] = self._start + pieces[0]
-        segments = self._cut(pieces, memories, [""] * len(memories))
+        segments = self._cut(pieces, memories)
         if not segments:
             raise InvalidInputError("The prompt is empty.", hint="Ask something.")
         return segments
@@ -129,79 +131,93 @@ class PromptFormat:
 
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Tokens of rendered prompt text; control tokens of the template are recognised, none are added."""
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+        return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else ()
 
     def _literal_ids(self, text: str) -> tuple[int, ...]:
-        encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        encoded = self._literal(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
         return tuple(encoded["input_ids"])
 
-    def _content(self, parts: Sequence[Part], memories: list[Memory], guarded: list[str]) -> str:
-        """Message content with memories, and text that imitates control tokens, replaced by markers.
+    def _content(self, parts: Sequence[Part], guarded: list[Part]) -> str:
+        """Message content in which memories, and text that imitates control tokens, stand as markers.
 
-        `guarded` gets one entry a marker: the text, or "" for the next entry of `memories`.
+        What a marker stands for is appended to `guarded`; the marker holds its index there.
         """
-        out = []
-        for part in parts:
-            if isinstance(part, Memory):
-                memories.append(part)
-                guarded.append("")
-                out.append(_MARKER.format(len(guarded) - 1))
-                continue
-            for piece in re.split(f"({'|'.join(self._special)})", part) if self._special else [part]:
-                if piece and re.fullmatch("|".join(self._special) or r"(?!)", piece):
-                    guarded.append(piece)
-                    piece = _MARKER.format(len(guarded) - 1)
-                out.append(piece)
-        return "".join(out)
 
-    def _cut(self, pieces: Sequence[str], memories: Sequence[Memory], guarded: Sequence[str]) -> list[Segment]:
+        def mark(part: Part) -> str:
+            guarded.append(part)
+            return _MARKER.format(len(guarded) - 1)
+
+        return "".join(
+            mark(part) if isinstance(part, Memory) else self._guard.sub(lambda found: mark(found[0]), part)
+            for part in parts
+        )
+
+    def _cut(self, pieces: Sequence[str], guarded: Sequence[Part]) -> list[Segment]:
         segments: list[Segment] = []
-        waiting = iter(memories)
         pending: tuple[int, ...] = self.text_ids(pieces[0])
         for marker, following in zip(pieces[1::2], pieces[2::2], strict=True):
-            literal = guarded[int(marker)]
-            if literal:
-                pending += self._literal_ids(literal)
+            part = guarded[int(marker)]
+            if not isinstance(part, Memory):
+                pending += self._literal_ids(part)
             else:
-                memory = next(waiting)
-                segments += [Segment(pending), Segment(self.memory_ids(memory.text), memory)]
+                segments += [Segment(pending), Segment(self.memory_ids(part.text), part)]
                 if following.startswith(SEPARATOR):
                     following = following[len(SEPARATOR) :]
                 else:
-                    segments[-1] = Segment(self._literal_ids(memory.text), memory)
+                    segments[-1] = Segment(self._literal_ids(part.text), part)
                 pending = ()
             pending += self.text_ids(following)
         segments.append(Segment(pending))
         return [segment for segment in segments if segment.ids]
 
-    def _render(self, turns: Sequence[tuple[Role, str]]) -> str:
-        if self._tokenizer.chat_template is None:
+    def _render(self, turns: Sequence[tuple[Role, str]], markers: int) -> str:
+        if not self._template:
             return self._render_plain(turns)
-        try:
-            return self._apply(turns)
-        except TemplateError:
-            return self._apply(_strict_order(turns))
+        problem = ""
+        for attempt in (turns, _strict_order(turns)):
+            try:
+                rendered = self._apply(attempt)
+            except TemplateError as error:
+                problem = f"The chat template rejects these messages: {error}"
+                continue
+            if _keeps(rendered, attempt, markers):
+                return rendered
+            problem = "The chat template does not keep the content of every message."
+        raise InvalidInputError(
+            problem, hint="Use a template that prints each message once, or pass the prompt as one user message."
+        )
 
     def _apply(self, turns: Sequence[tuple[Role, str]]) -> str:
-        # `date_string` keeps templates that print today's date from changing the left context every day.
-        options: dict[str, Any] = {"enable_thinking": self._thinking, "date_string": "26 Jul 2024"}
-        try:
-            rendered = self._tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in turns],
-                tokenize=False,
-                add_generation_prompt=True,
-                **options,
-            )
-        except TemplateError as error:
-            if turns == _strict_order(turns):
-                raise InvalidInputError(f"The chat template rejects these messages: {error}") from error
-            raise
+        rendered = self._tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in turns],
+            tokenize=False,
+            add_generation_prompt=True,
+            chat_template=self._template,
+            enable_thinking=self._thinking,
+            date_string=_TODAY,
+        )
         return str(rendered)
 
     def _render_plain(self, turns: Sequence[tuple[Role, str]]) -> str:
         """For models without a template: turns one after the other, then a cue to answer."""
         body = SEPARATOR.join(content if role != "assistant" else f"Answer: {content}" for role, content in turns)
         return f"{self._start}{body}\nAnswer:"
+
+
+def _default_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template, its clock stopped; empty if there is none."""
+    if not tokenizer.chat_template:
+        return ""
+    template = str(tokenizer.get_chat_template())
+    return _CLOCK + template if "strftime_now" in template else template
+
+
+def _keeps(rendered: str, turns: Sequence[tuple[Role, str]], markers: int) -> bool:
+    """Whether every marker is there once, and all text of users and systems (templates may drop past thoughts)."""
+    found = sorted(int(index) for index in _MARKERS.findall(rendered))
+    said = [content for role, content in turns if role in ("user", "system")]
+    texts = [text.strip() for content in said for text in _MARKERS.split(content)[::2]]
+    return found == list(range(markers)) and all(text in rendered for text in texts)
 
 
 def _strict_order(turns: Sequence[tuple[Role, str]]) -> list[tuple[Role, str]]:
