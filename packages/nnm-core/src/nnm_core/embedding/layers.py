@@ -83,7 +83,10 @@ def two_nn(points: NDArray[np.float32] | Tensor, *, discard: float = 0.1) -> flo
     cloud = torch.as_tensor(points).float().unique(dim=0)
     if len(cloud) < 3:
         return float("nan")
-    near = torch.cat([torch.cdist(part, cloud).topk(3, largest=False).values[:, 1:] for part in cloud.split(512)])
+    # The quick way through |a|^2 + |b|^2 - 2ab loses the small distances that this is all about.
+    exact = "donot_use_mm_for_euclid_dist"
+    found = [torch.cdist(part, cloud, compute_mode=exact).topk(3, largest=False).values for part in cloud.split(512)]
+    near = torch.cat(found)[:, 1:]
     ratios = (near[:, 1] / near[:, 0].clamp_min(1e-12)).clamp_min(1.0).double().sort().values
     kept = ratios[: max(2, int(len(ratios) * (1 - discard)))].log()
     # Least squares through the origin of -ln(1 - F(mu)) = d ln mu, with F the empirical distribution.

