@@ -89,7 +89,7 @@ class Answerer:
         for step in decode(self.model, cache, logits, request.decoding):
             if not tokens:
                 first = time.perf_counter() - request.started
-                if request.mode == "inject" and not self.refusal:
+                if request.mode == "inject" and not self.refusal and not self._beyond_tables(plan.length):
                     keep_read(self.tree, plan, cache)
             tokens.append(step.token_id)
             pieces.append(step.text)
@@ -106,7 +106,15 @@ class Answerer:
             return read_plan(segments, f"mode={request.mode!r} reads everything")
         if self.refusal:
             return read_plan(segments, self.refusal)
+        if self._beyond_tables(sum(len(segment.ids) for segment in segments)):
+            limit = self.model.positions.length_limit
+            return read_plan(segments, f"this model's rotary tables change beyond {limit} positions")
         return make_plan(segments, request.policy, self._find_exact, self._find_any)
+
+    def _beyond_tables(self, length: int) -> bool:
+        """Whether a prompt is so long that all its tokens are rotated otherwise than those of shorter ones."""
+        limit = self.model.positions.length_limit
+        return limit is not None and length > limit
 
     def _find_exact(self, segment: Segment, left: str, start: int) -> PlacedState | None:
         node = self.tree.get(chain(left, segment.ids))

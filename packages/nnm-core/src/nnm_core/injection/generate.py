@@ -144,7 +144,9 @@ class TextStream:
 
     def _text(self) -> str:
         # Decoding everything again is quadratic in the answer but independent of tokenizer quirks at token borders.
-        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True)).lstrip()
+        # Cleaning up blanks would change text that has been sent already.
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text).lstrip()
 
     def _safe_end(self, text: str) -> int:
         end = len(text)

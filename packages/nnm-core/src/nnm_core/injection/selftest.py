@@ -54,8 +54,8 @@ class SelfTest:
     @property
     def passed(self) -> bool:
         """Whether states may be injected at all."""
-        worst = max(self.injected, self.reloaded, self.moved or 0.0)
-        return worst <= self.tolerance and (self.same_token or self.tolerance > TOLERANCE[torch.float32])
+        near = all(found <= self.tolerance for found in (self.injected, self.reloaded, self.moved or 0.0))  # not NaN
+        return near and (self.same_token or self.tolerance > TOLERANCE[torch.float32])
 
     @property
     def refusal(self) -> str:

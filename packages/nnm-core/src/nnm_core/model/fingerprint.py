@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from typing import Any
@@ -57,8 +58,18 @@ def model_identity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of vocabulary, merges, normalisation and chat template."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    body = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    body = _plain(backend).to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     return digest(body, json.dumps(tokenizer.chat_template, sort_keys=True, default=str))
+
+
+def _plain(backend: Any) -> Any:
+    """Without padding and truncation, which are left in a fast tokenizer by its last call."""
+    if backend.padding is None and backend.truncation is None:
+        return backend
+    backend = copy.deepcopy(backend)
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
 
 
 def _weights_digest(model: PreTrainedModel, dtype: torch.dtype | None = None) -> str:

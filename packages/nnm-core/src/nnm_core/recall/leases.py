@@ -6,6 +6,7 @@ not tell anybody that this memory exists.
 
 from __future__ import annotations
 
+import bisect
 import re
 import threading
 import time
@@ -18,6 +19,8 @@ from nnm_core.records import Memory
 
 TTL_SECONDS = 3600.0
 LIMIT = 512
+# start and end in a text, and the memory that stands there
+Span = tuple[int, int, Memory]
 
 
 @dataclass
@@ -86,17 +89,15 @@ class LeaseBook:
         Args:
             also: memories to look for beside the leased ones; they take no lease.
         """
-        spans = []
+        spans: list[Span] = []
         extra = [(memory, _pattern(memory.text)) for memory in also if memory.text.split()]
         for memory, pattern in (*extra, *self._live(scope)):
             spans += [(match.start(), match.end(), memory) for match in pattern.finditer(text)]
-        spans.sort(key=lambda span: (span[0], -span[1]))
         parts: list[Part] = []
         position = 0
-        for start, end, memory in spans:
-            if start >= position:
-                parts += [text[position:start], memory]
-                position = end
+        for start, end, memory in _apart(spans):
+            parts += [text[position:start], memory]
+            position = end
         parts.append(text[position:])
         return tuple(part for part in parts if part != "")
 
@@ -109,4 +110,19 @@ class LeaseBook:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(r"\s+".join(re.escape(word) for word in text.split()))
+    """Finds `text` with any white space between its words, and never inside of other words."""
+    words = text.split()
+    before = r"(?<!\w)" if re.match(r"\w", words[0]) else ""
+    behind = r"(?!\w)" if re.search(r"\w$", words[-1]) else ""
+    return re.compile(before + r"\s+".join(re.escape(word) for word in words) + behind)
+
+
+def _apart(spans: Iterable[Span]) -> list[Span]:
+    """Spans that do not overlap, in order: the longest first, then of those that still fit the longest, and so on."""
+    kept: list[Span] = []
+    for span in sorted(spans, key=lambda span: (span[0] - span[1], span[0])):
+        at = bisect.bisect(kept, span[0], key=lambda other: other[0])
+        fits_behind = at == 0 or kept[at - 1][1] <= span[0]
+        if fits_behind and (at == len(kept) or span[1] <= kept[at][0]):
+            kept.insert(at, span)
+    return kept
