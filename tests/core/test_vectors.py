@@ -68,8 +68,11 @@ def test_own_vectors_search_as_their_texts_do(nnm: NNM) -> None:
 
 
 def test_vectors_of_another_embedder_are_compared_and_given_back_as_they_are(nnm: NNM, passes: list[str]) -> None:
+    assert nnm.search(vector=[1.0, 0.0, 0.0]) == []
     nnm.add(TEXTS, IDS, vectors=AXES, foreign=True)
     assert passes == []
+    with pytest.raises(InvalidInputError, match="shape"):
+        nnm.search(vector=[1.0, 0.0])
     hits = nnm.search(vector=[1.0, 0.0, 0.0], k=3)
     assert [(h.memory.id, round(h.score, 5)) for h in hits] == [("bins", 1.0), ("falcon", 0.6), ("key", 0.0)]
     assert np.array_equal(np.stack([v for v in nnm.vectors(IDS) if v is not None]), np.float32(AXES))

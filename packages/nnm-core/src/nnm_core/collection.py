@@ -329,6 +329,8 @@ class Collection:
     def _search_parts(self, query: str, k: int, filter: Any, vector: Vectors | None, alpha: float) -> list[FusedHit]:
         dense = None
         if vector is not None:
+            if len(vector) != self.dim and self.journal.live_count() == 0:
+                return []  # nothing has said yet how long vectors are here
             dense = self.whitening.transform(vector[None])[0]
         elif alpha > 0 and self.foreign_dim is not None:
             raise InvalidInputError(
