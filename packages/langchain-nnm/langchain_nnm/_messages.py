@@ -34,7 +34,7 @@ def to_engine(messages: Sequence[BaseMessage]) -> list[Message]:
     Raises:
         InvalidInputError: a message has content that is not text, or there is none.
     """
-    turns = [(_role(message), text_of(message)) for message in messages]
+    turns = [(role_of(message), text_of(message)) for message in messages]
     system = [text for role, text in turns if role == "system"]
     merged = [Message("system", _GLUE.join(system))] if system else []
     for role, text in turns:
@@ -76,7 +76,8 @@ def _block_text(block: str | dict[Any, Any], message: BaseMessage) -> str:
     )
 
 
-def _role(message: BaseMessage) -> Role:
+def role_of(message: BaseMessage) -> Role:
+    """The role of a message in chat templates."""
     name = message.role if isinstance(message, ChatMessage) else message.type
     return _ROLES.get(name.removesuffix("MessageChunk").lower(), "user")
 

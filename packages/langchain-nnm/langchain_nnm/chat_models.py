@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_nnm._engine import EngineOptions
 from langchain_nnm._messages import referenced, to_engine
-from langchain_nnm._results import chat_chunk, chat_result
+from langchain_nnm._results import chat_chunks, chat_result
+from langchain_nnm._tools import CallFormat, call_format, check_tools, parse_reply, tool_prompt
 from langchain_nnm._version import __version__
-from nnm_core import Chunk
+from nnm_core import Chunk, Memory, Message
 from nnm_core.aio import iterate
+
+_Runs = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    messages: list[Message]
+    references: list[Memory]
+    options: dict[str, Any]
+    style: CallFormat | None = None
+    forced: str = ""
 
 
 class ChatNNM(EngineOptions, BaseChatModel):
@@ -62,6 +79,29 @@ class ChatNNM(EngineOptions, BaseChatModel):
         """Token ids of `text` in the model's own vocabulary."""
         return self.engine_tokens(text)
 
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: dict[str, Any] | str | bool | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Offer tools to a model whose chat template takes them.
+
+        Args:
+            tools: functions, classes, tools or JSON schemas.
+            tool_choice: ``auto``, ``any`` or ``required``, ``none``, or a name: a forced call is begun for the model.
+            strict: accepted for other models' sake; arguments are not constrained to the schema.
+            **kwargs: options of the calls.
+
+        Raises:
+            InvalidInputError: this model's template has no place for tools.
+        """
+        check_tools(self.nnm)
+        schemas = [convert_to_openai_tool(tool) for tool in tools]
+        return self.bind(tools=schemas, tool_choice=tool_choice, **kwargs)
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -69,10 +109,11 @@ class ChatNNM(EngineOptions, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        prompt = self._prompt(messages, kwargs)
         chunk = Chunk("")
-        for chunk in self._run(messages, stop, run_manager, kwargs):  # noqa: B007  # the last one has the answer
+        for chunk in self._run(prompt, stop, run_manager):  # noqa: B007  # the last one has the answer
             pass
-        return self._finished(chunk)
+        return self._finished(prompt, chunk)
 
     def _stream(
         self,
@@ -81,8 +122,7 @@ class ChatNNM(EngineOptions, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        for piece in self._run(messages, stop, run_manager, kwargs):
-            chunk = chat_chunk(self.model, piece)
+        for chunk in self._chunks(messages, stop, run_manager, kwargs):
             if run_manager:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -94,12 +134,13 @@ class ChatNNM(EngineOptions, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        # Token by token, so that a cancelled task stops the decoding.
+        prompt = await asyncio.to_thread(self._prompt, messages, kwargs)
         chunk = Chunk("")
-        async with aclosing(iterate(lambda: self._run(messages, stop, run_manager, kwargs))) as pieces:
+        # Token by token, so that a cancelled task stops the decoding.
+        async with aclosing(iterate(lambda: self._run(prompt, stop, run_manager))) as pieces:
             async for chunk in pieces:  # noqa: B007
                 pass
-        return self._finished(chunk)
+        return self._finished(prompt, chunk)
 
     async def _astream(
         self,
@@ -108,29 +149,44 @@ class ChatNNM(EngineOptions, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        async with aclosing(iterate(lambda: self._run(messages, stop, run_manager, kwargs))) as pieces:
-            async for piece in pieces:
-                chunk = chat_chunk(self.model, piece)
+        async with aclosing(iterate(lambda: self._chunks(messages, stop, run_manager, kwargs))) as chunks:
+            async for chunk in chunks:
                 if run_manager:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
-    def _run(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None,
-        run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None,
-        kwargs: dict[str, Any],
-    ) -> Iterator[Chunk]:
+    # -- the engine ---------------------------------------------------------------------------------------------
+
+    def _prompt(self, messages: list[BaseMessage], kwargs: dict[str, Any]) -> _Prompt:
+        """What the engine is asked, and how its answer is to be understood."""
+        options = dict(kwargs)
+        tools, choice = options.pop("tools", None), options.pop("tool_choice", None)
+        references = referenced(self.nnm, messages)
+        if not tools:
+            return _Prompt(to_engine(messages), references, options)
+        check_tools(self.nnm)
+        memories = self.engine_memories(options.pop("memories", None) or ())
+        message, forced = tool_prompt(self.nnm, messages, tools, choice, memories)
+        style = call_format(self.nnm.model.tokenizer)
+        return _Prompt([message], [*references, *memories], options, style, forced)
+
+    def _run(self, prompt: _Prompt, stop: list[str] | None, run_manager: _Runs) -> Iterator[Chunk]:
         return self.engine_stream(
-            to_engine(messages),
+            prompt.messages,
             stop=stop,
-            references=referenced(self.nnm, messages),
+            references=prompt.references,
             metadata=run_manager.metadata if run_manager else None,
-            call=dict(kwargs),
+            call=prompt.options,
         )
 
-    def _finished(self, chunk: Chunk) -> ChatResult:
+    def _chunks(
+        self, messages: list[BaseMessage], stop: list[str] | None, run_manager: _Runs, kwargs: dict[str, Any]
+    ) -> Iterator[ChatGenerationChunk]:
+        prompt = self._prompt(messages, kwargs)
+        return chat_chunks(self.model, self._run(prompt, stop, run_manager), prompt.style, prompt.forced)
+
+    def _finished(self, prompt: _Prompt, chunk: Chunk) -> ChatResult:
         if chunk.answer is None:
             raise RuntimeError("the stream ended without an answer")  # the engine always ends with one
-        return chat_result(self.model, chunk.answer)
+        reply = parse_reply(prompt.forced + chunk.answer.text, prompt.style) if prompt.style else None
+        return chat_result(self.model, chunk.answer, reply)

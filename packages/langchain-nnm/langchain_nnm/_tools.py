@@ -1,0 +1,182 @@
+"""Tool calling through the chat template of models that have it.
+
+The template renders the tools and the calls so far; what the model answers is parsed back. Three ways of writing a
+call are known, and the template tells which one its model was trained on:
+
+* ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` (Hermes, Qwen, SmolLM)
+* ``[TOOL_CALLS][{"name": ..., "arguments": {...}}]`` (Mistral)
+* ``{"name": ..., "parameters": {...}}`` as the whole answer (Llama)
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, InvalidToolCall, ToolCall, ToolMessage
+from langchain_core.messages.tool import invalid_tool_call, tool_call
+
+from langchain_nnm._messages import role_of, text_of
+from nnm_core import InvalidInputError, Memory, Message
+
+_HINT = "Use a model whose chat template takes tools, such as Qwen's, or let the chain call the retriever itself."
+
+
+@dataclass(frozen=True)
+class CallFormat:
+    """How a model writes a call: what stands before it, the text that forces one, and whether it stands alone."""
+
+    opening: str
+    forced: str
+    alone: bool = False
+
+    def safe_end(self, text: str) -> int:
+        """How much of a growing answer is certainly no call."""
+        if self.alone:
+            return 0 if text.lstrip()[:1] in ("", self.opening) else len(text)
+        at = text.find(self.opening)
+        if at >= 0:
+            return at
+        sizes = range(min(len(self.opening), len(text)), 0, -1)
+        return len(text) - next((size for size in sizes if self.opening.startswith(text[-size:])), 0)
+
+
+_FORMATS = (
+    ("<tool_call>", CallFormat("<tool_call>", '<tool_call>\n{"name": "')),
+    ("[TOOL_CALLS]", CallFormat("[TOOL_CALLS]", '[TOOL_CALLS][{"name": "')),
+)
+_PLAIN = CallFormat("{", '{"name": "', alone=True)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model has answered where tools were offered."""
+
+    text: str
+    calls: tuple[ToolCall, ...] = ()
+    invalid: tuple[InvalidToolCall, ...] = ()
+
+
+def takes_tools(tokenizer: Any) -> bool:
+    """Whether the chat template of this tokenizer has a place for tools."""
+    return "tools" in (tokenizer.chat_template or "")
+
+
+def check_tools(nnm: Any) -> None:
+    """Raise `InvalidInputError` unless the engine's model can be offered tools."""
+    if not takes_tools(nnm.model.tokenizer):
+        raise InvalidInputError(f"The chat template of {nnm.model.name} has no place for tools.", hint=_HINT)
+
+
+def call_format(tokenizer: Any) -> CallFormat:
+    """How the model of this tokenizer writes a call."""
+    template = tokenizer.chat_template or ""
+    return next((known for sign, known in _FORMATS if sign in template), _PLAIN)
+
+
+def tool_prompt(
+    nnm: Any, messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]], choice: Any, memories: Sequence[Memory]
+) -> tuple[Message, str]:
+    """The whole prompt, rendered, and the beginning of the answer if a call is forced.
+
+    Memories are put in front of the last user turn as text, where the engine finds them.
+    """
+    tokenizer = nnm.model.tokenizer
+    control = _control_tokens(tokenizer)
+    turns = [_turn(message, control) for message in messages]
+    if memories:
+        context = "Context:\n" + "".join(f"{memory.text}\n\n" for memory in memories)
+        last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
+        if last is None:
+            turns.append({"role": "user", "content": context})
+        else:
+            turns[last]["content"] = f"{context}Question: {turns[last]['content']}"
+    rendered = tokenizer.apply_chat_template(
+        turns,
+        tools=list(tools),
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+        date_string="26 Jul 2024",  # templates that print today's date would change every state every day
+    )
+    forced = _forced(call_format(tokenizer), choice, [tool["function"]["name"] for tool in tools])
+    return Message("prompt", str(rendered) + forced), forced
+
+
+def _forced(style: CallFormat, choice: Any, names: list[str]) -> str:
+    if isinstance(choice, dict):
+        choice = choice.get("function", {}).get("name") or choice.get("name")
+    if choice in (None, False, "auto", "none"):
+        return ""
+    if choice in (True, "any", "required"):
+        return style.forced + (f'{names[0]}", ' if len(names) == 1 else "")
+    if choice in names:
+        return f'{style.forced}{choice}", '
+    raise InvalidInputError(f"tool_choice is {choice!r}.", hint=f"Use auto, any, none or one of {', '.join(names)}.")
+
+
+def _turn(message: BaseMessage, control: Sequence[str]) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": role_of(message), "content": _harmless(text_of(message), control)}
+    if isinstance(message, AIMessage) and message.tool_calls:
+        turn["tool_calls"] = [
+            {"type": "function", "function": {"name": call["name"], "arguments": call["args"]}}
+            for call in message.tool_calls
+        ]
+    if isinstance(message, ToolMessage):
+        turn["tool_call_id"] = message.tool_call_id
+        turn["name"] = message.name or ""
+    return turn
+
+
+def _control_tokens(tokenizer: Any) -> list[str]:
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
+
+
+def _harmless(text: str, control: Sequence[str]) -> str:
+    """In a rendered prompt control tokens count: those that stand in somebody's text are broken up."""
+    for token in control:
+        text = text.replace(token, f"{token[:1]} {token[1:]}")
+    return text
+
+
+# -- the answer -----------------------------------------------------------------------------------------------------
+
+
+def parse_reply(text: str, style: CallFormat) -> Reply:
+    """Text and calls of an answer; a call that is no JSON is kept as invalid."""
+    if style.alone:
+        calls, _ = _calls(text) if text.lstrip().startswith(style.opening) else ([], [])
+        return Reply("" if calls else text, tuple(calls))
+    before, opening, rest = text.partition(style.opening)
+    if not opening:
+        return Reply(text)
+    found = [_calls(piece) for piece in rest.split(style.opening)]
+    calls = [call for good, _ in found for call in good]
+    return Reply(before, tuple(calls), tuple(call for _, bad in found for call in bad))
+
+
+def _calls(text: str) -> tuple[list[ToolCall], list[InvalidToolCall]]:
+    written = text.split("</tool_call>")[0].strip()
+    try:
+        parsed, _ = json.JSONDecoder().raw_decode(written)
+        items = parsed if isinstance(parsed, list) else [parsed]
+        return [_call(item) for item in items], []
+    except (ValueError, TypeError, KeyError) as error:
+        return [], [invalid_tool_call(name=None, args=written, id=_new_id(), error=str(error))]
+
+
+def _call(item: Any) -> ToolCall:
+    arguments = item.get("arguments", item.get("parameters", {})) if isinstance(item, dict) else None
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    if not isinstance(arguments, dict):
+        raise TypeError("a call is an object with name and arguments")
+    return tool_call(name=str(item["name"]), args=arguments, id=_new_id())
+
+
+def _new_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
