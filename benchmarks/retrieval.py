@@ -29,9 +29,7 @@ from nnm_core.evaluation.datasets import RetrievalSet, load_beir
 from nnm_core.evaluation.metrics import per_query
 from nnm_core.evaluation.report import write_json
 from nnm_core.evaluation.retrieval import (
-    DenseSide,
     Rankings,
-    SparseSide,
     StateSide,
     as_run,
     encode_set,
@@ -41,6 +39,7 @@ from nnm_core.evaluation.retrieval import (
 )
 from nnm_core.evaluation.statistics import bootstrap, paired_bootstrap
 from nnm_core.model.load import LoadedModel, ModelSettings, load_model
+from nnm_core.recall.exact import DenseSide, SparseSide
 from nnm_core.recall.fusion import Ranking
 from nnm_core.recall.rerank import RerankSettings, StateReranker
 from nnm_core.recall.tuning import best_heads, head_name, head_scores, tune_first_stage, tune_rerank

@@ -9,7 +9,8 @@ from tests.core.families import loaded
 from nnm_core.embedding.kv_embedding import KVEmbedder
 from nnm_core.embedding.pairs import SelfLabel
 from nnm_core.embedding.tokens import SparseEncoder, SparseSettings
-from nnm_core.evaluation.retrieval import DenseSide, SparseSide, StateSide, fused, reranked, top
+from nnm_core.evaluation.retrieval import StateSide, fused, reranked
+from nnm_core.recall.exact import DenseSide, SparseSide, top
 from nnm_core.recall.rerank import Evidence, RerankSettings, StateReranker
 
 DOCUMENTS = {

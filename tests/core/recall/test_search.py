@@ -58,7 +58,7 @@ def searcher(**weights: float) -> tuple[Searcher, ExactIndex]:
 
 def test_by_default_an_untried_dense_vector_cannot_hurt() -> None:
     engine, _ = searcher()
-    hits = engine.search("monday bins", 3)
+    hits = engine.search("monday bins", 2)
     assert [hit.id for hit in hits] == ["bins", "cat"]
     assert set(hits[0].parts) == {"sparse", "sparse_rank", "dense", "dense_rank"}
 
@@ -66,6 +66,14 @@ def test_by_default_an_untried_dense_vector_cannot_hurt() -> None:
 def test_weights_bring_the_dense_ranking_in() -> None:
     engine, _ = searcher(dense=5.0)
     assert engine.search("monday bins", 3)[0].id == "bus"
+
+
+def test_the_dense_ranking_fills_up_what_shares_no_word_with_the_query() -> None:
+    engine, _ = searcher()
+    hits = engine.search("monday bins", 3)
+    assert [hit.id for hit in hits] == ["bins", "cat", "bus"]
+    assert hits[2].score <= 0 <= hits[1].score
+    assert hits[2].parts == {"dense": 1.0, "dense_rank": 1.0}
 
 
 def test_a_query_without_known_words_is_answered_by_meaning() -> None:

@@ -1,14 +1,21 @@
-"""Exact scoring of sparse vectors by the formula of the index: for tuning on a sample, for tests and for evaluation."""
+"""Exact scoring by the formulas of the index: for tuning on a sample of documents, for tests and for evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from nnm_core.embedding.tokens import SparseVector
+from nnm_core.embedding.kv_embedding import KVEmbedder
+from nnm_core.embedding.pairs import SelfLabel
+from nnm_core.embedding.tokens import SparseEncoder, SparseVector
+from nnm_core.embedding.whitening import SufficientStatistics, Whitening
+from nnm_core.recall.fusion import Ranking
+
+Vectors = NDArray[np.float32]
 
 
 class ExactSparse:
@@ -52,3 +59,78 @@ class ExactSparse:
         place = np.minimum(place, max(len(self._terms) - 1, 0))
         known = self._terms[place] == indices if len(self._terms) else np.zeros(len(indices), bool)
         return place, known
+
+
+def top(scores: NDArray[np.floating], names: Sequence[str], limit: int) -> Ranking:
+    """The best `limit` documents with a score above the worst possible, ties by name."""
+    order = np.lexsort((np.array(names), -scores))[:limit]
+    return [(names[index], float(scores[index])) for index in order]
+
+
+@dataclass
+class SparseSide:
+    """The documents' sparse vectors with an exact scorer."""
+
+    names: list[str]
+    encoder: SparseEncoder
+    scorer: ExactSparse
+
+    @classmethod
+    def of(cls, documents: Mapping[str, str], encoder: SparseEncoder) -> SparseSide:
+        """Encode all documents; the mean length is theirs."""
+        encoder = encoder.with_average_length(encoder.average_length(list(documents.values())))
+        return cls(list(documents), encoder, ExactSparse([encoder.document(text) for text in documents.values()]))
+
+    def rank(self, text: str, limit: int) -> Ranking:
+        """Best documents that share a term with the text."""
+        found = top(self.scorer.scores(self.encoder.query(text)), self.names, limit)
+        return [(name, score) for name, score in found if score > 0]
+
+    def trial(self, label: SelfLabel, limit: int) -> Ranking:
+        """The ranking for an own sentence, with its document scored as if the sentence were not in it."""
+        query = self.encoder.query(label.query)
+        scores = self.scorer.scores(query)
+        scores[label.document] = self.scorer.score_of(query, self.encoder.document(label.rest))
+        return _with_gold(scores, self.names, label.document, limit)
+
+
+@dataclass
+class DenseSide:
+    """The documents' whitened vectors with exact cosine search."""
+
+    names: list[str]
+    embedder: KVEmbedder
+    whitening: Whitening
+    vectors: Vectors
+
+    @classmethod
+    def of(cls, names: Sequence[str], embedder: KVEmbedder, raw: Vectors, *, whiten: bool = True) -> DenseSide:
+        """Fit the whitening on the documents' raw vectors, [documents, dim]."""
+        statistics = SufficientStatistics(embedder.dim)
+        statistics.add(raw)
+        whitening = Whitening.fit(statistics) if whiten else Whitening.identity(embedder.dim)
+        return cls(list(names), embedder, whitening, whitening.transform(raw))
+
+    def rank_all(self, raw_queries: Vectors, limit: int) -> list[Ranking]:
+        """One ranking a raw query vector."""
+        scores = self.whitening.transform(raw_queries) @ self.vectors.T
+        return [top(row, self.names, limit) for row in scores]
+
+    def trials(self, labels: Sequence[SelfLabel], limit: int) -> list[Ranking]:
+        """Rankings for own sentences, with each one's document embedded without it."""
+        queries = self.whitening.transform(self.embedder.encode([label.query for label in labels], "query"))
+        rests = self.whitening.transform(self.embedder.encode([label.rest for label in labels], "context"))
+        rankings: list[Ranking] = []
+        for label, query, rest in zip(labels, queries, rests, strict=True):
+            scores = self.vectors @ query
+            scores[label.document] = rest @ query
+            rankings.append(_with_gold(scores, self.names, label.document, limit))
+        return rankings
+
+
+def _with_gold(scores: NDArray[np.floating], names: Sequence[str], gold: int, limit: int) -> Ranking:
+    """The best documents; the right one is put last where it is not among them, with its own score."""
+    found = list(top(scores, names, limit))
+    if names[gold] not in {name for name, _ in found}:
+        found[-1:] = [(names[gold], float(scores[gold]))]
+    return found

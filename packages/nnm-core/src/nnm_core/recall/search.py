@@ -94,8 +94,8 @@ class Searcher:
     def search(self, text: str, limit: int = 10, *, filter: Any = None, vector: Vector | None = None) -> list[FusedHit]:
         """The best points for a query text, best first.
 
-        When no word of the query is in any document, the dense ranking answers alone whatever its weight: a guess by
-        meaning is better than nothing.
+        When fewer documents than asked for share a word with the query, the dense ranking fills the list up whatever
+        its weight, behind the others and with scores below 0: a guess by meaning is better than nothing.
 
         Args:
             text: the query.
@@ -114,7 +114,8 @@ class Searcher:
         weights = dict(self.settings.weights)
         if not rankings["sparse"]:
             weights = {"dense": 1.0}
-        return fuse(rankings, weights, method=self.settings.method, rrf_k=self.settings.rrf_k, limit=limit)
+        hits = fuse(rankings, weights, method=self.settings.method, rrf_k=self.settings.rrf_k, limit=limit)
+        return hits + _fill(hits, rankings.get("dense", ()), limit - len(hits))
 
     def _rankings(self, text: str, limit: int, filter: Any, vector: Vector | None) -> dict[str, Ranking]:
         words = self._sparse(text)
@@ -125,6 +126,16 @@ class Searcher:
         if vector is not None:
             rankings["dense"] = _ranking(self._index.search_dense(vector, limit=limit, filter=filter))
         return rankings
+
+
+def _fill(hits: Sequence[FusedHit], dense: Ranking, missing: int) -> list[FusedHit]:
+    """Up to `missing` further hits of the dense ranking, scored by cosine - 1."""
+    known = {hit.id for hit in hits}
+    rest = [(rank, key, score) for rank, (key, score) in enumerate(dense, start=1) if key not in known]
+    return [
+        FusedHit(key, min(score - 1.0, 0.0), {"dense": score, "dense_rank": float(rank)})
+        for rank, key, score in rest[: max(missing, 0)]
+    ]
 
 
 def _ranking(points: Sequence[Scored]) -> Ranking:
