@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -83,14 +84,10 @@ def _fill(index: VectorIndex, rows: list[dict[str, Any]]) -> None:
 
 
 def _point(number: int, row: dict[str, Any]) -> Point:
-    import numpy as np
-
     return Point(uid(number), np.ones(DIM), payload={"id": str(number), "metadata": row})
 
 
 def _passing(index: VectorIndex, condition: Filter) -> set[str]:
-    import numpy as np
-
     found = {hit.id for hit in index.search_dense(np.ones(DIM), limit=100, filter=condition)}
     assert index.count(condition) == len(found)
     return found
@@ -137,3 +134,47 @@ def test_an_empty_group_does_not_let_everything_pass(indexes: tuple[VectorIndex,
     for index in indexes:
         with pytest.raises(FilterError):
             index.count(tree)
+
+
+_VARIED: list[Any] = [
+    *(None, True, False, 0, 1, 1.0, 2.5, -1, 2**53, 2**53 + 1),
+    *("", "a", "ab", "1", "é", "2026-01-31", "2026-01-31T00:00:00Z", "2026-02-01T00:00:00.5Z"),
+    *([], [None], [True, 1], ["a", "b"], [2.5, "a"], {"k": True}, {"k": "a"}, {"k": [1, True]}),
+]
+
+
+@pytest.fixture(params=[(1.5, True, "a"), ("a", True, 1.5)], ids=["numbers first", "texts first"])
+def rewritten(
+    request: pytest.FixtureRequest, fast_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[VectorIndex]:
+    """Rows of every kind in segments that were rewritten: there the engine uses other, immutable field indexes."""
+    monkeypatch.setattr(edge_module, "_FIELD_INDEX_FROM", 1)
+    index, unused = both(fast_path)
+    unused.close()
+    rows = [
+        {"k": value, "l": other, "in dex": value, "$b": other} for value in _VARIED for other in (value, "a", 1, True)
+    ]
+    _fill(index, [*rows, {}, {"l": 1}])
+    for value in request.param:  # make the field indexes
+        for key in ("k", "l", "k.k", "in dex", '"$b"'):
+            index.count(parse_filter({key: value}))
+    index.delete([uid(0)])
+    index.purge()
+    index.close()
+    index = both(fast_path)[0]
+    yield index
+    index.close()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(given_form=_filters)
+def test_rewritten_segments_agree_as_well(rewritten: VectorIndex, given_form: dict[str, Any]) -> None:
+    condition = parse_filter(given_form)
+    assert condition is not None
+    ids = list(rewritten.ids())
+    rows = {p.id: p.payload["metadata"] for p in rewritten.retrieve(ids) if p is not None}
+    assert len(rows) > 90
+    expected = {point_id for point_id, row in rows.items() if matches(condition, row)}
+    found = {hit.id for hit in rewritten.search_dense(np.ones(DIM), limit=1000, filter=condition)}
+    assert found == expected
+    assert rewritten.count(condition) == len(expected)

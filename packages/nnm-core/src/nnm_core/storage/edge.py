@@ -21,7 +21,7 @@ import qdrant_edge as edge
 
 from nnm_core.errors import EngineClosedError, IndexDamagedError, StorageError, StoreMismatchError
 from nnm_core.storage import edge_support
-from nnm_core.storage.edge_filters import EdgeDialect, decode_payload, keyword_paths
+from nnm_core.storage.edge_filters import EdgeDialect, decode_payload, wanted_indexes
 from nnm_core.storage.edge_support import decode_record, encode_point, make_config, point_nbytes, translated
 from nnm_core.storage.filter_translation import translate
 from nnm_core.storage.filters import Filter
@@ -66,10 +66,16 @@ class EdgeIndex:
     def __init__(self, path: Path, *, dim: int, token_dim: int | None = None) -> None:
         self._path, self._dim, self._token_dim = path, dim, token_dim
         self._lock = threading.RLock()
-        self._field_indexes: set[str] = set()
+        self._field_indexes: dict[str, edge.PayloadSchemaType] = {}
         self._shard: edge.EdgeShard | None = self._open()
+        self._read_field_indexes()
         self._count = self.count()
         self._probe()
+
+    def _read_field_indexes(self) -> None:
+        with self._use() as shard, translated(IndexDamagedError, f"The index in {self._path} cannot be read"):
+            schema: Mapping[str, Any] = shard.info().payload_schema
+        self._field_indexes = {path: info.data_type for path, info in schema.items()}
 
     def _probe(self) -> None:
         """Read a little of everything: damage shall show at opening and not in the first question."""
@@ -257,18 +263,21 @@ class EdgeIndex:
         if condition is None:
             return None
         if self._count >= _FIELD_INDEX_FROM:
-            self._index_fields(keyword_paths(condition))
-        translated: edge.Filter = translate(condition, EdgeDialect(), self._scan)
+            self._index_fields(wanted_indexes(condition))
+        translated: edge.Filter = translate(condition, EdgeDialect(self._numeric()), self._scan)
         return translated
 
     def _scan(self, condition: Filter) -> Collection[str]:
         return scan(self._scroll(with_payload=True), condition)
 
-    def _index_fields(self, paths: Collection[str]) -> None:
+    def _index_fields(self, wanted: Mapping[str, edge.PayloadSchemaType]) -> None:
         with self._use() as shard, translated(StorageError, f"The index in {self._path} could not be extended"):
-            for path in set(paths) - self._field_indexes:
-                shard.update(edge.UpdateOperation.create_field_index(path, edge.PayloadSchemaType.Keyword))
-                self._field_indexes.add(path)
+            for path in wanted.keys() - self._field_indexes:
+                shard.update(edge.UpdateOperation.create_field_index(path, wanted[path]))
+                self._field_indexes[path] = wanted[path]
+
+    def _numeric(self) -> set[str]:
+        return {path for path, kind in self._field_indexes.items() if kind == edge.PayloadSchemaType.Float}
 
     @contextmanager
     def _use(self) -> Iterator[edge.EdgeShard]:

@@ -14,7 +14,7 @@ from uuid import UUID
 import qdrant_edge as edge
 
 from nnm_core.storage.filter_translation import json_path
-from nnm_core.storage.filters import And, Compare, Filter, Not, Or
+from nnm_core.storage.filters import And, Filter, Not, Or, is_number
 
 _BOOL = "$b"
 
@@ -50,7 +50,15 @@ def _path(path: Sequence[str]) -> str:
 
 
 class EdgeDialect:
-    """`Dialect` of qdrant-edge."""
+    """`Dialect` of qdrant-edge.
+
+    Args:
+        numeric: paths that have an index for numbers. The engine would ask that index for ranges of dates as well, and
+            get numbers.
+    """
+
+    def __init__(self, numeric: Collection[str] = ()) -> None:
+        self._numeric = numeric
 
     def value(self, path: tuple[str, ...], value: str | int) -> Any:
         """See `Dialect`."""
@@ -62,15 +70,17 @@ class EdgeDialect:
 
     def boolean(self, path: tuple[str, ...], value: bool) -> Any:
         """See `Dialect`."""
-        single, listed = f'{_path(path)}."{_BOOL}"', f'{_path(path)}[]."{_BOOL}"'
-        return self.group(should=[edge.FieldCondition(p, match=edge.MatchValue(int(value))) for p in (single, listed)])
+        matched = edge.MatchValue(int(value))
+        return self.group(should=[edge.FieldCondition(where, match=matched) for where in _boolean_paths(path)])
 
     def numbers(self, path: tuple[str, ...], **bounds: float) -> Any:
         """See `Dialect`."""
         return edge.FieldCondition(_path(path), range=edge.RangeFloat(**bounds))
 
-    def dates(self, path: tuple[str, ...], **bounds: str) -> Any:
+    def dates(self, path: tuple[str, ...], **bounds: str) -> Any | None:
         """See `Dialect`."""
+        if _path(path) in self._numeric:
+            return None
         return edge.FieldCondition(_path(path), range=edge.RangeDateTime(**bounds))
 
     def substring(self, path: tuple[str, ...], part: str) -> Any | None:
@@ -94,16 +104,28 @@ class EdgeDialect:
         return edge.Filter(must=list(must) or None, should=list(should) or None, must_not=list(must_not) or None)
 
 
-def keyword_paths(condition: Filter) -> set[str]:
-    """The payload paths that are compared with strings: these profit from a keyword index."""
+def wanted_indexes(condition: Filter) -> dict[str, edge.PayloadSchemaType]:
+    """The payload paths that a filter compares, with the kind of index that serves them; the first kind wins."""
     if isinstance(condition, And | Or):
-        return {path for part in condition.parts for path in keyword_paths(part)}
+        parts = [wanted_indexes(part) for part in reversed(condition.parts)]
+        return {path: kind for part in parts for path, kind in part.items()}
     if isinstance(condition, Not):
-        return keyword_paths(condition.part)
-    return {_path(condition.path)} if _wants_keyword(condition) else set()
+        return wanted_indexes(condition.part)
+    if any('"' in part or "\\" in part for part in condition.path) or condition.op in ("text", "exists", "is_empty"):
+        return {}
+    values = condition.value if condition.op == "in" else [condition.value]
+    return {path: kind for value in values for path, kind in _serving(condition.path, value, condition.op).items()}
 
 
-def _wants_keyword(node: Compare) -> bool:
-    values = node.value if node.op == "in" else [node.value]
-    plain = not any('"' in part or "\\" in part for part in node.path)
-    return plain and node.op in ("eq", "in") and any(isinstance(value, str) for value in values)
+def _serving(path: tuple[str, ...], value: Any, op: str) -> dict[str, edge.PayloadSchemaType]:
+    if isinstance(value, bool):
+        return dict.fromkeys(_boolean_paths(path), edge.PayloadSchemaType.Integer)
+    if is_number(value):
+        return {_path(path): edge.PayloadSchemaType.Float}
+    if isinstance(value, str) and op in ("eq", "in"):
+        return {_path(path): edge.PayloadSchemaType.Keyword}
+    return {}
+
+
+def _boolean_paths(path: tuple[str, ...]) -> tuple[str, str]:
+    return f'{_path(path)}."{_BOOL}"', f'{_path(path)}[]."{_BOOL}"'

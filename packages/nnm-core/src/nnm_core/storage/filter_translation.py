@@ -33,8 +33,8 @@ class Dialect(Protocol):
     def numbers(self, path: tuple[str, ...], **bounds: float) -> Any:
         """A number within gt, gte, lt, lte."""
 
-    def dates(self, path: tuple[str, ...], **bounds: str) -> Any:
-        """A date within gt, gte, lt, lte."""
+    def dates(self, path: tuple[str, ...], **bounds: str) -> Any | None:
+        """A date within gt, gte, lt, lte; None if this index cannot be trusted with it."""
 
     def substring(self, path: tuple[str, ...], part: str) -> Any | None:
         """Text that has this part; None if this index has no such condition."""
@@ -96,7 +96,7 @@ def _compare(node: Compare, dialect: Dialect, scan: Scan) -> Any:
         return dialect.group(should=[dialect.group(must_not=[dialect.empty(path)]), dialect.null(path)])
     if op in ("gt", "gte", "lt", "lte"):
         if isinstance(value, str):
-            return dialect.dates(path, **{op: value})
+            return dialect.dates(path, **{op: value}) or dialect.points(scan(node))
         return dialect.numbers(path, **{op: float(value)})
     raise FilterError(f"Unknown comparison {op!r}.")
 

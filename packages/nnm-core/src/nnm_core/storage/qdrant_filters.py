@@ -29,7 +29,7 @@ class QdrantDialect:
         """See `Dialect`."""
         return models.FieldCondition(key=json_path(path), range=models.Range(**bounds))
 
-    def dates(self, path: tuple[str, ...], **bounds: str) -> Any:
+    def dates(self, path: tuple[str, ...], **bounds: str) -> Any | None:
         """See `Dialect`."""
         return models.FieldCondition(key=json_path(path), range=models.DatetimeRange.model_validate(bounds))
 
