@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from nnm_core.records import Hit, Memory
 from nnm_core.states.codecs import Codec, NativeCodec, expectation, manifest_of
 from nnm_core.states.state import State
 from nnm_core.storage.blobs import BlobStore, open_blobs
-from nnm_core.storage.index import Point, SparseVector, VectorIndex, open_index
+from nnm_core.storage.index import Point, SparseVector, VectorIndex, discard_index, open_index
 from nnm_core.storage.journal import Journal
 from nnm_core.storage.journal_records import Entry, Removal, StateRef, Write
 from nnm_core.storage.lock import NamespaceLock
@@ -352,8 +351,8 @@ class Collection:
 
 
 def _fresh_index(folder: Path | None, options: dict[str, Any]) -> VectorIndex:
-    if folder is not None and folder.exists():
-        shutil.rmtree(folder)
+    if folder is not None:
+        discard_index(folder)
     index = open_index(folder, **options)
     index.clear()
     return index
