@@ -22,9 +22,9 @@ from nnm_core.model.load import LoadedModel
 from nnm_core.states.cache import PlacedCache
 
 FinishReason = Literal["stop", "length"]
-# What a tokenizer prints for bytes that are not yet a whole character.
+# What a tokenizer prints for bytes that are not yet a whole character. SentencePiece's byte tokens are decoded a run
+# at a time, so one missing byte turns a whole run of characters into these, for as long as it is missing.
 _INCOMPLETE = "\ufffd"
-_LONGEST_CHARACTER = 4
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class DecodeSettings:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise InvalidInputError(f"max_tokens is {self.max_tokens}.", hint="Ask for at least one token.")
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+        if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise InvalidInputError(
                 f"temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k} cannot be sampled.",
                 hint="temperature >= 0, 0 < top_p <= 1, top_k >= 0.",
@@ -149,9 +149,7 @@ class TextStream:
         return str(text).lstrip()
 
     def _safe_end(self, text: str) -> int:
-        end = len(text)
-        while end > max(0, len(text) - _LONGEST_CHARACTER) and text[end - 1] == _INCOMPLETE:
-            end -= 1
+        end = len(text.rstrip(_INCOMPLETE))
         longest = max((len(s) for s in self._stop), default=1) - 1
         for size in range(min(longest, end), 0, -1):
             if any(s.startswith(text[end - size : end]) for s in self._stop):
