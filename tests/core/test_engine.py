@@ -164,7 +164,10 @@ def test_a_reopened_store_answers_the_same(tmp_path: Path) -> None:
     with open_store(tmp_path) as nnm:
         after = nnm.answer("Who leads Falcon?", k=2, max_tokens=8)
         assert after.receipt.memories[after.hits[0].memory.id] == "injected"
-    assert (before.token_ids, [h.memory.id for h in before.hits]) == (after.token_ids, [h.memory.id for h in after.hits])
+    assert (before.token_ids, [h.memory.id for h in before.hits]) == (
+        after.token_ids,
+        [h.memory.id for h in after.hits],
+    )
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
@@ -306,3 +309,20 @@ def test_whitening_is_fitted_when_there_are_documents_and_search_still_finds(sto
     store.add([f"Desk {n} is free." for n in range(45)])
     assert store.stats()["whitening_fitted_on"] == 85
     assert store.search("Who has room 31?", k=1)[0].memory.id == "r31"
+
+
+def test_states_re_rank_what_the_index_found(store: NNM) -> None:
+    texts = [f"Room {n} belongs to person number {n * 7}. Its window looks to the {side}." for n, side in enumerate(SIDES)]
+    store.add(texts, ids=[f"r{n}" for n in range(len(SIDES))])
+    tuned = store.tune(count=20)
+    assert {"first"} <= set(tuned["weights"])
+    plain = store.search("Whose window looks to the north?", k=3)
+    ranked = store.search("Whose window looks to the north?", k=3, rerank=True)
+    assert len(ranked) == 3
+    assert {"first", "likelihood"} <= set(ranked[0].parts)
+    assert [hit.score for hit in ranked] == sorted((hit.score for hit in ranked), reverse=True)
+    assert plain[0].parts["sparse"] == max(hit.parts.get("sparse", 0.0) for hit in plain)
+    assert store.answer("Whose window?", k=2, rerank=True, max_tokens=1).receipt.tier == "exact"
+
+
+SIDES = ["north", "south", "east", "west"] * 6

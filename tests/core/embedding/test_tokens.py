@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from tests.core.families import byte_tokenizer
 
-from nnm_core.embedding.tokens import SparseEncoder, SparseSettings, SparseVector, term_id
+from nnm_core.embedding.tokens import SparseEncoder, SparseSettings, term_id
 from nnm_core.errors import InvalidInputError
+from nnm_core.storage.index import SparseVector
 
 WORDS = SparseSettings(stemmer=None, stop_words=frozenset(), piece_weight=0.0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nnm_core.errors import ContextOverflowError, MemoryNotInjectedError, PositionError
 from nnm_core.injection.generate import DecodeSettings, decode
@@ -13,7 +13,7 @@ from nnm_core.injection.plan import FIRST_TIME, Plan, make_plan, read_plan
 from nnm_core.injection.prefill import keep_read, prefill
 from nnm_core.injection.tree import StateTree
 from nnm_core.model.load import LoadedModel
-from nnm_core.model.prompt import PromptFormat, PromptMessage, Segment
+from nnm_core.model.prompt import PromptFormat, PromptMessage, Segment, question_prompt
 from nnm_core.records import Answer, Chunk, Hit, Memory, Mode, Policy, Receipt
 from nnm_core.states.capture import place
 from nnm_core.states.state import PlacedState, State, chain
@@ -69,6 +69,21 @@ class Answerer:
                 f"context of {self.model.context_limit}.",
                 hint="Recall fewer memories (k), lower max_tokens, or pass overflow='drop'.",
             )
+
+    def drop_until_fit(self, request: Request, question: str, system: str | None) -> Request:
+        """`request` for a question in NNM's own layout, without the lowest ranked memories that do not fit."""
+        hits = list(request.hits)
+        dropped: list[str] = []
+        while True:
+            messages = question_prompt(question, [hit.memory for hit in hits], system)
+            try:
+                self.check_fit(self.format.segments(messages), request.decoding.max_tokens)
+            except ContextOverflowError:
+                if not hits:
+                    raise
+                dropped.append(f"{hits.pop().memory.id}: dropped, it did not fit the context")
+                continue
+            return replace(request, messages=messages, hits=tuple(hits), fallbacks=tuple(dropped))
 
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Decode the answer piece by piece; the last chunk carries the finished `Answer`.

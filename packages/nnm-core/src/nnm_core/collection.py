@@ -20,6 +20,7 @@ from nnm_core.embedding.whitening import SufficientStatistics, Whitening
 from nnm_core.errors import IndexDamagedError, InvalidInputError, StoreMismatchError
 from nnm_core.model.load import LoadedModel
 from nnm_core.recall.by_vector import search_parts
+from nnm_core.recall.choose import choose_search
 from nnm_core.recall.fusion import FusedHit
 from nnm_core.recall.search import Searcher, SearchSettings
 from nnm_core.records import Hit, Memory
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 Vectors = NDArray[np.float32]
 _BATCH = 512
 _FIRST_FIT = 16
+# Documents among which the own sentences have to find theirs when the search weights are chosen.
+_CHOICE_SAMPLE = 2000
 
 
 @dataclass(frozen=True)
@@ -205,8 +208,7 @@ class Collection:
 
     def sparse_query(self, text: str) -> SparseVector:
         """The query side of the sparse vectors."""
-        vector = self.sparse.query(text)
-        return SparseVector(vector.indices, vector.values)
+        return self.sparse.query(text)
 
     def refit_if_grown(self) -> None:
         """Fit whitening and mean length anew when the collection has doubled; amortised linear in its size."""
@@ -225,7 +227,23 @@ class Collection:
         for batch in self.journal.iter_raw(_BATCH):
             entries = [entry for entry, _ in batch]
             self.index.upsert(self._points(entries, [vector for _, vector in batch]))
+        if refit and self.foreign_dim is None:
+            self._choose_weights()
         self.journal.set_setting("reindexing", False)
+
+    def _choose_weights(self) -> None:
+        """Let the collection's own sentences decide what the dense ranking is worth beside the words."""
+        batch = next(self.journal.iter_raw(_CHOICE_SAMPLE), [])
+        known = [(entry.memory.text, vector) for entry, vector in batch if vector is not None]
+        settings, _ = choose_search(
+            [text for text, _ in known],
+            np.stack([vector for _, vector in known]).astype(np.float32),
+            embedder=self.embedder,
+            whitening=self.whitening,
+            sparse=self.sparse,
+        )
+        self.searcher.settings = settings
+        self.journal.set_setting("search", settings.to_dict())
 
     def _refit(self) -> None:
         statistics = SufficientStatistics(self.dim)
@@ -251,11 +269,10 @@ class Collection:
         return [self._point(entry, vector) for entry, vector in zip(entries, vectors, strict=True)]
 
     def _point(self, entry: Entry, dense: Vectors | None) -> Point:
-        words = self.sparse.document(entry.memory.text)
         payload = {"id": entry.memory.id, "metadata": dict(entry.memory.metadata)}
         # A vector equal to the mean has no direction left; the index would refuse it.
         dense = dense if dense is not None and dense.any() else None
-        return Point(entry.point, dense, SparseVector(words.indices, words.values), payload=payload)
+        return Point(entry.point, dense, self.sparse.document(entry.memory.text), payload=payload)
 
     # -- writing ------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,6 @@ from nnm_core.answering import Answerer, Request
 from nnm_core.chat import bare_prompt, chat_prompt
 from nnm_core.collection import Collection, StoreSettings
 from nnm_core.errors import (
-    ContextOverflowError,
     EngineClosedError,
     InvalidInputError,
     MemoryNotFoundError,
@@ -37,6 +36,7 @@ from nnm_core.model.fingerprint import digest
 from nnm_core.model.load import MINI, LoadedModel, ModelSettings, load_model
 from nnm_core.model.prompt import DEFAULT_SYSTEM, PromptFormat, PromptMessage, question_prompt
 from nnm_core.recall.leases import LeaseBook
+from nnm_core.recalling import Recall, describe
 from nnm_core.records import Answer, Chunk, Hit, Memory, Message, Mode, Policy
 from nnm_core.states.capture import capture, place
 from nnm_core.states.state import PlacedState
@@ -72,6 +72,7 @@ class NNM(VectorFace):
         self._closed = False
         self._collection = Collection(model, store, rebuild=rebuild)
         self._ingest = Ingest(model, self._format, self._collection, self._left_state)
+        self._recall = Recall(model, self._format, self._collection, self._left_state)
         self._answerer = Answerer(
             model,
             self._format,
@@ -217,6 +218,7 @@ class NNM(VectorFace):
         scope: str = "",
         vector: ArrayLike | None = None,
         alpha: float | None = None,
+        rerank: bool = False,
     ) -> list[Hit]:
         """The `k` memories that fit `query` best, best first; each hit takes a lease in `scope`.
 
@@ -228,6 +230,7 @@ class NNM(VectorFace):
             vector: the query's raw vector [dim] from `embed`, or from the foreign embedder; the text may be empty.
             alpha: 1 ranks by vectors alone, 0 by words alone, between them both count; None leaves it to the
                 collection (by the vector alone if there is no text, or if it is a foreign one).
+            rerank: read the query once over the candidates' stored states and rank by what they say (see `tune`).
 
         Raises:
             FilterError: a malformed or unsupported filter.
@@ -238,9 +241,19 @@ class NNM(VectorFace):
             raise InvalidInputError("The query is empty.", hint="Ask something.")
         if k < 1:
             raise InvalidInputError(f"k is {k}.", hint="Ask for at least one memory.")
-        hits = self._collection.search(query, k, parse_filter(filter), vector=asked, alpha=alpha)
+        hits = self._recall.search(query, k, parse_filter(filter), vector=asked, alpha=alpha, rerank=rerank)
         self.leases.take((hit.memory for hit in hits), scope=scope)
         return hits
+
+    def tune(self, count: int = 64) -> dict[str, Any]:
+        """Choose retrieval heads and weights for `search(rerank=True)` on own sentences; stored with the namespace.
+
+        Args:
+            count: documents that are read again, each without the sentence that has to find it.
+        """
+        self._check_open()
+        with self._writing:
+            return describe(self._recall.tune(count))
 
     def get(self, ids: str | Sequence[str], *, missing: Missing = "raise") -> list[Memory]:
         """The memories with these ids, in order.
@@ -291,6 +304,7 @@ class NNM(VectorFace):
         policy: Policy = "auto",
         mode: Mode = "inject",
         filter: Any = None,
+        rerank: bool = False,
         overflow: Overflow = "raise",
         scope: str = "",
         strict: bool = False,
@@ -314,6 +328,7 @@ class NNM(VectorFace):
                 rest; ``fast`` also places states side by side that were not computed together.
             mode: ``inject``; ``read`` reads the very same tokens; ``bare`` asks without any memory.
             filter: metadata conditions for the search.
+            rerank: as in `search`.
             overflow: what to do when the memories do not fit the context: ``raise``, or ``drop`` the lowest ranked.
             scope: whose leases count.
             strict: raise where a memory would be read as text, unless it is read once to be kept.
@@ -332,31 +347,25 @@ class NNM(VectorFace):
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         decoding = DecodeSettings(max_tokens, temperature, top_p, top_k, stops, seed)
         if isinstance(question, str):
-            hits = self._hits(question, k, memories, mode, filter, scope)
+            hits = self._hits(question, memories, mode, k=k, filter=filter, scope=scope, rerank=rerank)
             messages: list[PromptMessage] = question_prompt(question, [hit.memory for hit in hits], self.system)
         else:
             hits, messages = self._chat(question, memories, references, mode, scope, strict=strict)
         request = Request(messages, hits, mode, policy, decoding, started, strict=strict)
         if overflow == "drop" and isinstance(question, str):
-            request = self._drop_until_fit(question, request)
+            request = self._answerer.drop_until_fit(request, question, self.system)
         self._left_state()
         return self._answerer.stream(request)
 
     def _hits(
-        self,
-        question: str,
-        k: int,
-        memories: Sequence[str | Memory | Hit] | None,
-        mode: Mode,
-        filter: Any,
-        scope: str,
+        self, question: str, memories: Sequence[str | Memory | Hit] | None, mode: Mode, **recall: Any
     ) -> tuple[Hit, ...]:
         if not question.strip():
             raise InvalidInputError("The question is empty.", hint="Ask something.")
         if mode == "bare":
             return ()
         if memories is None:
-            return tuple(self.search(question, k, filter, scope=scope))
+            return tuple(self.search(question, **recall))
         return self._given(memories)
 
     def _given(self, memories: Sequence[str | Memory | Hit]) -> tuple[Hit, ...]:
@@ -395,19 +404,6 @@ class NNM(VectorFace):
                 hint="Something between retriever and model has changed their text; see `memories=` for another way.",
             )
         return tuple(given.get(memory.id) or Hit(memory, 1.0) for memory in prompt.memories), prompt.messages
-
-    def _drop_until_fit(self, question: str, request: Request) -> Request:
-        hits = list(request.hits)
-        dropped: list[str] = []
-        while hits:
-            messages = question_prompt(question, [hit.memory for hit in hits], self.system)
-            try:
-                self._answerer.check_fit(self._format.segments(messages), request.decoding.max_tokens)
-            except ContextOverflowError:
-                dropped.append(f"{hits.pop().memory.id}: dropped, it did not fit the context")
-                continue
-            return replace(request, messages=messages, hits=tuple(hits), fallbacks=tuple(dropped))
-        return replace(request, messages=question_prompt(question, [], self.system), hits=(), fallbacks=tuple(dropped))
 
     # -- removal and upkeep -------------------------------------------------------------------------------------
 

@@ -77,7 +77,7 @@ def _id_of(text: str, given: str | None, index: int) -> str:
             return str(uuid.UUID(text_digest(text)[:32]))
         except UnicodeEncodeError as error:
             raise InvalidInputError(f"Text {index} is not valid Unicode: {error.reason}.") from error
-    if not isinstance(given, str) or not given:
+    if type(given) is not str or not given:  # callers without a type checker pass numbers
         raise InvalidInputError(f"Id {index} is {given!r}.", hint="An id is any non-empty string, or None.")
     return given
 

@@ -25,9 +25,9 @@ from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nnm_core.errors import InvalidInputError
+from nnm_core.storage.index import SparseVector
 
 # Lucene's list: words that say nothing about a subject in any collection.
 _ENGLISH = """a an and are as at be but by for if in into is it no not of on or such that the their then there these
@@ -38,19 +38,6 @@ _WORD = re.compile(r"\w+(?:['\u2019]\w+)*", re.UNICODE)
 _UNSPACED = re.compile(
     r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class SparseVector:
-    """Weighted ids.
-
-    Attributes:
-        indices: int64 [n], distinct, ascending, each below 2**31.
-        values: float32 [n], positive.
-    """
-
-    indices: NDArray[np.int64]
-    values: NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from scipy import sparse
 
 from nnm_core.embedding.kv_embedding import KVEmbedder
 from nnm_core.embedding.pairs import SelfLabel
-from nnm_core.embedding.tokens import SparseEncoder, SparseVector
+from nnm_core.embedding.tokens import SparseEncoder
 from nnm_core.embedding.whitening import SufficientStatistics, Whitening
 from nnm_core.recall.fusion import Ranking
+from nnm_core.storage.index import SparseVector
 
 Vectors = NDArray[np.float32]
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nnm_core.embedding.tokens import SparseVector
 from nnm_core.errors import InvalidInputError
 from nnm_core.recall.fusion import FusedHit, FusionMethod, Ranking, fuse
+from nnm_core.storage.index import SparseVector
 
 Vector = NDArray[np.float32]
 
