@@ -61,5 +61,3 @@ def manifest_of(state: State, codec: Codec, fingerprint: str) -> dict[str, str]:
 def expectation(codec: Codec, fingerprint: str) -> dict[str, str]:
     """The manifest entries without which a stored state is a miss."""
     return {"states": "1", "codec": codec.name, "fingerprint": fingerprint}
-
-
