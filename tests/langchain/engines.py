@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from tests.core.tiny import tiny_reader
-
 from nnm_core import NNM
+from tests.core.tiny import tiny_reader
 
 BINS = "The bins are collected on Tuesday."
 FALCON = "Maria leads the Falcon project."

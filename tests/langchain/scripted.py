@@ -13,11 +13,10 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from tests.core.families import tiny
-from tests.core.tiny import byte_tokenizer
-
 from nnm_core import NNM, Chunk, Message
 from nnm_core.model.load import LoadedModel, wrap_model
+from tests.core.families import tiny
+from tests.core.tiny import byte_tokenizer
 
 # The way Qwen's template does it, shortened.
 TOOL_TEMPLATE = (

@@ -12,10 +12,10 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnablePassthrough
 from pydantic import ValidationError
-from tests.langchain.engines import BINS, FALCON, KEY, open_tiny
 
 from langchain_nnm import ChatNNM, NNMRetriever
 from nnm_core import NNM, FilterError, InvalidInputError, MemoryNotInjectedError
+from tests.langchain.engines import BINS, FALCON, KEY, open_tiny
 
 PROMPT = ChatPromptTemplate.from_template("{context}\n\nQuestion: {question}")
 
