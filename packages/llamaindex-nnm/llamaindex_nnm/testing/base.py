@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
+from uuid import NAMESPACE_OID, uuid5
 
 import pytest
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
@@ -68,8 +69,18 @@ class StoreFactory(Cases):
         return self.make_store()
 
 
+def key(name: str) -> str:
+    """The id of the node that the cases call by this name: a UUID, so that what is asked is not about ids."""
+    return str(uuid5(NAMESPACE_OID, name))
+
+
+def keys(*names: str) -> list[str]:
+    """The ids of several nodes."""
+    return [key(name) for name in names]
+
+
 def node(
-    id: str,
+    name: str,
     embedding: Sequence[float],
     text: str = "",
     *,
@@ -79,8 +90,8 @@ def node(
     """A node of a document, with an embedding."""
     relationships = {} if document is None else {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=document)}
     return TextNode(
-        id_=id,
-        text=text or f"This is the text of {id}.",
+        id_=key(name),
+        text=text or f"This is the text of {name}.",
         embedding=list(embedding),
         metadata=dict(metadata or {}),
         relationships=relationships,
@@ -97,10 +108,10 @@ def people() -> list[TextNode]:
         ("e 5", [0.0, 1.0, 0.1], "doc-3", "Esra bakes bread.", {"born": 1990, "tags": ["indoor", "warm"]}),
         ("f/6", [0.0, 0.2, 1.0], "doc-3", "Femi grows beans.", {"tags": []}),
     ]
-    return [node(id, vector, text, document=doc, metadata=metadata) for id, vector, doc, text, metadata in rows]
+    return [node(name, vector, text, document=doc, metadata=metadata) for name, vector, doc, text, metadata in rows]
 
 
-ALL_IDS = {"ada", "Bob", "c-3", "d4", "e 5", "f/6"}
+EVERYBODY = {"ada", "Bob", "c-3", "d4", "e 5", "f/6"}
 NORTH = [1.0, 0.0, 0.0]
 
 
@@ -109,11 +120,16 @@ def query(**options: Any) -> VectorStoreQuery:
     return VectorStoreQuery(**{"query_embedding": NORTH, "similarity_top_k": 10, **options})
 
 
-def ids(result: VectorStoreQueryResult) -> list[str]:
-    """The ids of a result, in order."""
-    return list(result.ids or [])
+_NAMES = {
+    key(name): name for name in [*EVERYBODY, *"abcd", "one", "two", "long", "short", "opposite", "across", "start"]
+}
 
 
-def ids_of(nodes: Iterable[Any]) -> set[str]:
-    """The ids of nodes."""
-    return {found.node_id for found in nodes}
+def names(result: VectorStoreQueryResult) -> list[str]:
+    """The names of a result, in order; an id that no case has given stands for itself."""
+    return [_NAMES.get(id, id) for id in result.ids or []]
+
+
+def names_of(nodes: Iterable[Any]) -> set[str]:
+    """The names of nodes."""
+    return {_NAMES.get(found.node_id, found.node_id) for found in nodes}

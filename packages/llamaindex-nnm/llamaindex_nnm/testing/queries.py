@@ -17,7 +17,18 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 
-from llamaindex_nnm.testing.base import ALL_IDS, NORTH, StoreFactory, ids, needs, node, people, query
+from llamaindex_nnm.testing.base import (
+    EVERYBODY,
+    NORTH,
+    StoreFactory,
+    keys,
+    names,
+    names_of,
+    needs,
+    node,
+    people,
+    query,
+)
 
 # Two nodes alike next to the query, one on the other side, one far away: what diversity has to choose among.
 CHOICE = [
@@ -32,54 +43,54 @@ class QueryCases(StoreFactory):
     """Finding nodes by vector, words, id and document."""
 
     def test_an_empty_store_finds_nothing(self, store: BasePydanticVectorStore) -> None:
-        assert ids(store.query(query())) == []
+        assert names(store.query(query())) == []
 
     def test_the_nearest_come_first_with_their_cosines(self, store: BasePydanticVectorStore) -> None:
         store.add(people())
         found = store.query(query(similarity_top_k=4))
-        assert ids(found) == ["ada", "Bob", "c-3", "d4"]
+        assert names(found) == ["ada", "Bob", "c-3", "d4"]
         assert found.similarities == pytest.approx([1.0, 0.948683, 0.759257, 0.406138], abs=1e-4)
 
     @pytest.mark.parametrize("k", [1, 3, 6, 50])
     def test_as_many_as_asked_for(self, store: BasePydanticVectorStore, k: int) -> None:
         store.add(people())
-        assert len(ids(store.query(query(similarity_top_k=k)))) == min(k, 6)
+        assert len(names(store.query(query(similarity_top_k=k)))) == min(k, 6)
 
     def test_the_length_of_a_vector_does_not_matter(self, store: BasePydanticVectorStore) -> None:
         store.add([node("long", [0.0, 50.0, 0.0]), node("short", [0.01, 0.0, 0.0])])
-        assert ids(store.query(query(similarity_top_k=1))) == ["short"]
+        assert names(store.query(query(similarity_top_k=1))) == ["short"]
 
     def test_opposite_vectors_are_negative(self, store: BasePydanticVectorStore) -> None:
         store.add([node("opposite", [-1.0, 0.0, 0.0]), node("across", [0.0, 1.0, 0.0])])
         found = store.query(query())
-        assert ids(found) == ["across", "opposite"]
+        assert names(found) == ["across", "opposite"]
         assert found.similarities == pytest.approx([0.0, -1.0], abs=1e-5)
 
     # -- restrictions -------------------------------------------------------------------------------------------
 
     def test_only_these_nodes(self, store: BasePydanticVectorStore) -> None:
         store.add(people())
-        assert ids(store.query(query(node_ids=["d4", "Bob", "nobody"]))) == ["Bob", "d4"]
+        assert names(store.query(query(node_ids=keys("d4", "Bob", "nobody")))) == ["Bob", "d4"]
 
     def test_an_empty_list_of_nodes_restricts_nothing(self, store: BasePydanticVectorStore) -> None:
         store.add(people())
-        assert set(ids(store.query(query(node_ids=[])))) == ALL_IDS
+        assert set(names(store.query(query(node_ids=[])))) == EVERYBODY
 
     def test_only_these_documents(self, store: BasePydanticVectorStore) -> None:
         store.add(people())
-        assert set(ids(store.query(query(doc_ids=["doc-1", "doc-3"])))) == ALL_IDS - {"c-3", "d4"}
-        assert ids(store.query(query(doc_ids=["doc-9"]))) == []
+        assert set(names(store.query(query(doc_ids=["doc-1", "doc-3"])))) == EVERYBODY - {"c-3", "d4"}
+        assert names(store.query(query(doc_ids=["doc-9"]))) == []
 
     def test_an_empty_list_of_documents_restricts_nothing(self, store: BasePydanticVectorStore) -> None:
         store.add(people())
-        assert set(ids(store.query(query(doc_ids=[])))) == ALL_IDS
+        assert set(names(store.query(query(doc_ids=[])))) == EVERYBODY
 
     def test_restrictions_and_filters_hold_together(self, store: BasePydanticVectorStore) -> None:
         store.add(people())
         born = MetadataFilters(filters=[MetadataFilter(key="born", value=1990)])
-        assert ids(store.query(query(node_ids=["ada", "Bob"], filters=born))) == ["Bob"]
-        assert ids(store.query(query(doc_ids=["doc-3"], filters=born))) == ["e 5"]
-        assert ids(store.query(query(doc_ids=["doc-2"], node_ids=["ada", "d4"]))) == ["d4"]
+        assert names(store.query(query(node_ids=keys("ada", "Bob"), filters=born))) == ["Bob"]
+        assert names(store.query(query(doc_ids=["doc-3"], filters=born))) == ["e 5"]
+        assert names(store.query(query(doc_ids=["doc-2"], node_ids=keys("ada", "d4")))) == ["d4"]
 
     # -- diversity ----------------------------------------------------------------------------------------------
 
@@ -102,17 +113,17 @@ class QueryCases(StoreFactory):
         store.add(CHOICE)
         options: dict[str, Any] = {} if threshold is None else {"mmr_threshold": threshold}
         asked = query(mode=VectorStoreQueryMode.MMR, similarity_top_k=len(expected))
-        assert ids(store.query(asked, **options)) == expected
+        assert names(store.query(asked, **options)) == expected
 
     def test_the_query_may_say_how_diverse(self, store: BasePydanticVectorStore) -> None:
         store.add(CHOICE)
         asked = query(mode=VectorStoreQueryMode.MMR, similarity_top_k=2, mmr_threshold=1.0)
-        assert ids(store.query(asked)) == ["a", "b"]
+        assert names(store.query(asked)) == ["a", "b"]
 
     def test_diversity_respects_filters(self, store: BasePydanticVectorStore) -> None:
         store.add(people())
         born = MetadataFilters(filters=[MetadataFilter(key="born", value=1990)])
-        assert set(ids(store.query(query(mode=VectorStoreQueryMode.MMR, filters=born)))) == {"Bob", "e 5"}
+        assert set(names(store.query(query(mode=VectorStoreQueryMode.MMR, filters=born)))) == {"Bob", "e 5"}
 
     # -- words --------------------------------------------------------------------------------------------------
 
@@ -120,14 +131,14 @@ class QueryCases(StoreFactory):
     def test_words_alone(self, store: BasePydanticVectorStore) -> None:
         store.add(people())
         found = store.query(query(mode=VectorStoreQueryMode.SPARSE, query_str="Who bakes bread?", similarity_top_k=1))
-        assert ids(found) == ["e 5"]
+        assert names(found) == ["e 5"]
 
     @needs("hybrid")
     @pytest.mark.parametrize(("alpha", "first"), [(0.0, "e 5"), (0.1, "e 5"), (0.9, "ada"), (1.0, "ada")])
     def test_words_and_vectors(self, store: BasePydanticVectorStore, alpha: float, first: str) -> None:
         store.add(people())
         asked = query(mode=VectorStoreQueryMode.HYBRID, query_str="Who bakes bread?", alpha=alpha)
-        assert ids(store.query(asked))[0] == first
+        assert names(store.query(asked))[0] == first
 
     @pytest.mark.parametrize("mode", [VectorStoreQueryMode.SEMANTIC_HYBRID, VectorStoreQueryMode.TEXT_SEARCH])
     def test_modes_that_are_not_supported_raise(self, store: BasePydanticVectorStore, mode: Any) -> None:
@@ -145,7 +156,7 @@ class QueryCases(StoreFactory):
 
     def test_an_index_finds_its_nodes(self, store: BasePydanticVectorStore) -> None:
         found = self._index(store).as_retriever(similarity_top_k=10).retrieve(QueryBundle("who?", embedding=NORTH))
-        assert {scored.node.node_id for scored in found} == ALL_IDS
+        assert names_of(scored.node for scored in found) == EVERYBODY
         assert all(scored.score is not None and scored.node.get_content() for scored in found)
 
     @pytest.mark.parametrize("mode", [VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR])
@@ -153,18 +164,18 @@ class QueryCases(StoreFactory):
         retriever = self._index(store).as_retriever(
             similarity_top_k=10, doc_ids=["doc-3"], vector_store_query_mode=mode
         )
-        assert {scored.node.node_id for scored in retriever.retrieve("who?")} == {"e 5", "f/6"}
+        assert names_of(scored.node for scored in retriever.retrieve("who?")) == {"e 5", "f/6"}
 
     def test_an_index_is_restricted_by_filters(self, store: BasePydanticVectorStore) -> None:
         born = MetadataFilters(filters=[MetadataFilter(key="born", value=1990)])
         retriever = self._index(store).as_retriever(similarity_top_k=10, filters=born)
-        assert {scored.node.node_id for scored in retriever.retrieve("who?")} == {"Bob", "e 5"}
+        assert names_of(scored.node for scored in retriever.retrieve("who?")) == {"Bob", "e 5"}
 
     def test_an_index_deletes_a_document(self, store: BasePydanticVectorStore) -> None:
         index = self._index(store)
         index.delete_ref_doc("doc-1")
         found = index.as_retriever(similarity_top_k=10).retrieve("who?")
-        assert {scored.node.node_id for scored in found} == ALL_IDS - {"ada", "Bob"}
+        assert names_of(scored.node for scored in found) == EVERYBODY - {"ada", "Bob"}
 
     @needs("async")
     async def test_an_index_asks_asynchronously(self, store: BasePydanticVectorStore) -> None:
@@ -172,4 +183,4 @@ class QueryCases(StoreFactory):
         index = VectorStoreIndex(nodes=[], storage_context=context, embed_model=MockEmbedding(embed_dim=3))
         await index.ainsert_nodes(people())
         found = await index.as_retriever(similarity_top_k=10).aretrieve("who?")
-        assert {scored.node.node_id for scored in found} == ALL_IDS
+        assert names_of(scored.node for scored in found) == EVERYBODY
