@@ -6,6 +6,8 @@ import time
 
 import pytest
 import torch
+from tests.core.families import byte_tokenizer, make
+from tests.core.model.test_positions import LONGROPE
 
 from nnm_core.answering import Answerer, Request
 from nnm_core.errors import ContextOverflowError
@@ -15,8 +17,6 @@ from nnm_core.model.load import LoadedModel, wrap_model
 from nnm_core.model.prompt import PromptFormat, question_prompt
 from nnm_core.records import Answer, Hit, Memory, Mode
 from nnm_core.states.capture import capture, place
-from tests.core.families import byte_tokenizer, make
-from tests.core.model.test_positions import LONGROPE
 
 MEMORY = Memory("bins", "The bins are collected on Tuesday.")
 

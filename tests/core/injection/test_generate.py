@@ -8,6 +8,8 @@ from functools import cache
 
 import pytest
 import torch
+from tests.core.families import byte_tokenizer, loaded, make, random_ids
+from tests.core.model.toys import sentencepiece_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -17,8 +19,6 @@ from nnm_core.injection.generate import Decoded, DecodeSettings, TextStream, dec
 from nnm_core.injection.prefill import forward
 from nnm_core.model.load import LoadedModel, wrap_model
 from nnm_core.states.cache import PlacedCache
-from tests.core.families import byte_tokenizer, loaded, make, random_ids
-from tests.core.model.toys import sentencepiece_tokenizer
 
 EOS = 2
 WEIRD = "Grüße, 世界! 👩‍👩‍👧‍👦 naïve \ufffd e\u0301 \n\t end"
@@ -127,13 +127,13 @@ def test_settings_that_amount_to_greedy(settings: DecodeSettings) -> None:
 
 def drawn(logits: Tensor, **settings: float) -> Counter[int]:
     choose = generate._Chooser(DecodeSettings(temperature=1.0, seed=5, **settings), torch.device("cpu"))
-    return Counter(choose(logits) for _ in range(4000))
+    return Counter(choose(logits) for _ in range(1500))
 
 
 def test_the_distribution_is_that_of_the_logits() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     counts = drawn(probabilities.log())
-    assert all(abs(counts[token] / 4000 - float(p)) < 0.03 for token, p in enumerate(probabilities))
+    assert all(abs(counts[token] / 1500 - float(p)) < 0.05 for token, p in enumerate(probabilities))
 
 
 def test_top_k_and_top_p_cut_the_tail() -> None:
@@ -141,7 +141,7 @@ def test_top_k_and_top_p_cut_the_tail() -> None:
     assert set(drawn(logits, top_k=2)) == {0, 1}
     assert set(drawn(logits, top_p=0.7)) == {0, 1}
     assert set(drawn(logits, top_p=0.9)) == {0, 1, 2}
-    assert abs(drawn(logits, top_k=2)[0] / 4000 - 0.625) < 0.03
+    assert abs(drawn(logits, top_k=2)[0] / 1500 - 0.625) < 0.05
 
 
 # --- when it ends -----------------------------------------------------------------------------------------------

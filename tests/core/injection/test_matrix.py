@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from tests.core.families import FAMILIES, byte_tokenizer, loaded, make, random_ids
+from tests.core.reading import distance, inject_on, read_again, read_logits, read_states
 from torch import Tensor
 
 from nnm_core.errors import PositionError
@@ -13,8 +15,6 @@ from nnm_core.model.load import LoadedModel, wrap_model
 from nnm_core.states.capture import capture, place
 from nnm_core.states.codecs import NativeCodec, manifest_of
 from nnm_core.states.state import State
-from tests.core.families import FAMILIES, byte_tokenizer, loaded, make, random_ids
-from tests.core.reading import distance, inject_on, read_again, read_logits, read_states
 
 EXACT = 1e-4
 STEPS = 12

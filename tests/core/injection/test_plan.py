@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.core.families import FAMILIES, loaded, random_ids
+from tests.core.reading import distance, read_again, read_logits
 
 from nnm_core.errors import PositionError
 from nnm_core.injection.generate import DecodeSettings, decode
@@ -17,8 +19,6 @@ from nnm_core.model.prompt import Segment
 from nnm_core.records import Memory, Policy
 from nnm_core.states.capture import capture, place
 from nnm_core.states.state import ROOT, PlacedState, State, chain
-from tests.core.families import FAMILIES, loaded, random_ids
-from tests.core.reading import distance, read_again, read_logits
 
 ONE, TWO, THREE = (Memory(name, name) for name in ("one", "two", "three"))
 LEFT = Segment((1, 2))

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.core.families import FAMILIES, byte_tokenizer, loaded, make
 
 from nnm_core.injection import selftest
 from nnm_core.injection.selftest import SelfTest, run_self_test, self_test
 from nnm_core.model.load import LoadedModel, wrap_model
 from nnm_core.states.codecs import NativeCodec
 from nnm_core.states.state import PlacedState
-from tests.core.families import FAMILIES, byte_tokenizer, loaded, make
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -46,9 +46,7 @@ def test_white_space_does_not_matter(text: str) -> None:
     assert book(KEY).find(text) == (KEY,)
 
 
-@pytest.mark.parametrize(
-    "text", ["The key hangs behind the door", "the key hangs behind the door.", "Thekey", ""]
-)
+@pytest.mark.parametrize("text", ["The key hangs behind the door", "the key hangs behind the door.", "Thekey", ""])
 def test_anything_else_does(text: str) -> None:
     assert book(KEY).find(text) == ((text,) if text else ())
 
