@@ -151,6 +151,15 @@ def test_a_model_that_cannot_be_intercepted_is_refused_by_name_of_the_reason() -
     assert KVEmbedder(deaf, EmbeddingSettings(route="off")).encode(["x"]).shape == (1, 64)
 
 
+def test_an_attention_that_takes_no_bias_is_refused() -> None:
+    config = SimpleNamespace(
+        get_text_config=lambda: loaded("qwen3").hf.config, _attn_implementation="nnm_flash_attention_2"
+    )
+    flash = SimpleNamespace(hf=SimpleNamespace(config=config, base_model=None), intervenes=True)
+    with pytest.raises(UnsupportedModelError, match="flash_attention_2"):
+        KVEmbedder(flash)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("settings", [{"layers": (4,)}, {"layers": (-1,)}, {"hidden_layer": 4}])
 def test_layers_that_do_not_exist_are_refused(settings: Any) -> None:
     with pytest.raises(InvalidInputError, match="layers 0 to 3"):

@@ -51,6 +51,7 @@ def test_ids_are_stable_across_versions_and_fit_31_bits() -> None:
         ("ﬁne", "fine"),
         ("cafe\u0301", "caf\u00e9"),
         ("１２３", "123"),
+        ("don\u2019t", "don't"),
         ("ΣΊΣΥΦΟΣ", "σίσυφος"),
     ],
 )

@@ -95,6 +95,12 @@ class KVEmbedder:
                 "Re-routing needs attention that goes through transformers' AttentionInterface; this model's does not.",
                 hint='Use EmbeddingSettings(route="off").',
             )
+        kind = str(getattr(self._model.hf.config, "_attn_implementation", ""))
+        if self.layers and ("flash" in kind or "flex" in kind):
+            raise UnsupportedModelError(
+                f"Re-routing biases a logit, which the attention implementation {kind!r} cannot do.",
+                hint='Load the model with attention="sdpa", or use EmbeddingSettings(route="off").',
+            )
 
     def encode(
         self, texts: Sequence[str], role: EmbeddingRole = "context", *, progress: Progress | None = None
@@ -127,16 +133,10 @@ class KVEmbedder:
 
     @torch.inference_mode()
     def _encode_batch(self, batch: Sequence[Window]) -> Tensor:
-        states = self._forward(batch, all_layers=self._pools_early)[-1 if not self._pools_early else self._pooled_at]
-        return pool(states, batch, self.settings)
-
-    @property
-    def _pooled_at(self) -> int:
-        return self.settings.hidden_layer % self._depth + 1
-
-    @property
-    def _pools_early(self) -> bool:
-        return self._pooled_at != self._depth
+        layer = self.settings.hidden_layer % self._depth
+        early = layer != self._depth - 1
+        states = self._forward(batch, all_layers=early)
+        return pool(states[layer + 1] if early else states[-1], batch, self.settings)
 
     @torch.inference_mode()
     def _forward(self, batch: Sequence[Window], *, all_layers: bool) -> tuple[Tensor, ...]:

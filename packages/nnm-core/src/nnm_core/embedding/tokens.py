@@ -33,7 +33,7 @@ from nnm_core.storage.index import SparseVector
 _ENGLISH = """a an and are as at be but by for if in into is it no not of on or such that the their then there these
     they this to was will with"""
 ENGLISH_STOP_WORDS = frozenset(_ENGLISH.split())
-_WORD = re.compile(r"\w+(?:['\u2019]\w+)*", re.UNICODE)
+_WORD = re.compile(r"\w+(?:'\w+)*", re.UNICODE)
 # Ideographs, kana, and the South-East Asian scripts that are written without blanks.
 _UNSPACED = re.compile(
     r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+"
@@ -122,7 +122,8 @@ class SparseEncoder:
 
     def _words(self, text: str) -> Iterator[str]:
         stop = self.settings.stop_words
-        for match in _WORD.finditer(unicodedata.normalize("NFKC", text).casefold()):
+        plain = unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'")
+        for match in _WORD.finditer(plain):
             for word in _split_scripts(match.group()):
                 if word not in stop:
                     yield word
