@@ -18,9 +18,8 @@ export WANDB_MODE := disabled
 export DO_NOT_TRACK := 1
 
 PROJECTS := $(wildcard packages/*/pyproject.toml)
-MINI     := $(patsubst %/pyproject.toml,%,$(wildcard packages/nnm-mini/pyproject.toml))
-CORE     := packages/nnm-core $(MINI)
-SOURCES  := packages/nnm-core/src $(MINI:%=%/src) packages/langchain-nnm/langchain_nnm \
+CORE     := packages/nnm-core packages/nnm-mini
+SOURCES  := packages/nnm-core/src packages/nnm-mini/src packages/langchain-nnm/langchain_nnm \
             packages/llamaindex-nnm/llamaindex_nnm
 PROGRAMS := benchmarks examples
 
@@ -54,9 +53,11 @@ format: $(VENV)/.lint  ## let ruff repair what it can
 types: $(VENV)/.dev  ## mypy --strict over the packages, benchmarks and examples
 	$(BIN)/mypy $(SOURCES) $(wildcard $(PROGRAMS:%=%/*.py))
 
-bench: $(VENV)/.dev  ## the measurements of docs/results
+bench: $(VENV)/.dev  ## the measurements of docs/results; BEIR=folder adds retrieval on a set in BEIR's layout
+	$(BIN)/python benchmarks/exactness.py --json $(OUT)/bench/exactness.json
 	$(BIN)/python benchmarks/ttft.py --json $(OUT)/bench/ttft.json --plot $(OUT)/bench/ttft.png
 	$(BIN)/python benchmarks/ingest.py --json $(OUT)/bench/ingest.json --plot $(OUT)/bench/ingest.png
+	$(if $(BEIR),$(BIN)/python benchmarks/retrieval.py --data $(BEIR) --json $(OUT)/bench/retrieval.json)
 
 examples: $(VENV)/.dev  ## run every program in examples/
 	@set -e; for program in $(EXAMPLES); do echo "== $$program"; $(BIN)/python -W error::DeprecationWarning:__main__ $$program; done
@@ -85,11 +86,11 @@ $(VENV)/.lint: $(VENV)/.venv constraints.txt
 
 $(VENV)/.demo: $(VENV)/.build $(CORE:%=%/pyproject.toml)
 	@echo "Installing what the demo needs (once) ..."
-	$(PIP) --no-build-isolation --editable "packages/nnm-core[demo]" $(MINI:%=--editable %)
+	$(PIP) --no-build-isolation --editable "packages/nnm-core[demo]" --editable packages/nnm-mini
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.build $(PROJECTS) requirements-dev.txt
 	@echo "Installing the packages and what the checks need (once) ..."
-	$(PIP) --no-build-isolation --editable "packages/nnm-core[lens,bench]" $(MINI:%=--editable %) \
+	$(PIP) --no-build-isolation --editable "packages/nnm-core[lens,bench]" --editable packages/nnm-mini \
 	  --editable packages/langchain-nnm --editable packages/llamaindex-nnm --requirement requirements-dev.txt
 	@touch $@ $(VENV)/.demo $(VENV)/.lint

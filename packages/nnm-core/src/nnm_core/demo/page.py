@@ -104,9 +104,9 @@ for measurements with intervals see the project's <code>benchmarks/</code>.</p>
 
 def _made_with(config: Mapping[str, Any]) -> str:
     shown = (
-        f"{config['questions']} questions about {config['passages']} passages; model {config['model']} on "
-        f"{config['device']}, {config['k']} passages for each question, policy {config['policy']}; "
-        f"nnm-core {config['version']}, {config['date']}"
+        f"{config['questions']} questions about {config['passages']} passages; model {Path(config['model']).name} on "
+        f"{config['device']}; {config['k']} passage{'s' if config['k'] > 1 else ''} a question; policy "
+        f"{config['policy']}; nnm-core {config['version']}, {config['date']}"
     )
     return escape(shown)
 

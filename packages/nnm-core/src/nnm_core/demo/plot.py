@@ -84,7 +84,7 @@ def _draw_times(
         panel.plot([median, median], [place - 0.3, place + 0.3], color=INK, linewidth=2)
         panel.annotate(f"{median:.0f} ms", (median, place - 0.36), ha="center", va="bottom", color=INK, fontsize=9)
     panel.set_xlim(0, longest * 1.05)
-    panel.set_xlabel("milliseconds; each dot is a question, the bar the median", color=INK, fontsize=9)
+    panel.set_xlabel("ms; a dot is a question, the bar their median", color=INK, fontsize=9)
     panel.set_title("Time to first token", loc="left", fontweight="bold", color=INK)
 
 
