@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +14,9 @@ def mini() -> LoadedModel:
     """The bundled reader model, or the one that the environment variable NNM_TEST_MODEL names."""
     name = os.environ.get("NNM_TEST_MODEL", "nnm-mini")
     if name == "nnm-mini":
-        if importlib.util.find_spec("nnm_mini") is None:
+        package = importlib.util.find_spec("nnm_mini")
+        if package is None or package.origin is None:
             pytest.skip("the package nnm-mini is not installed")
-        import nnm_mini
-
-        if not any(nnm_mini.path().glob("*.safetensors")):
+        if not (Path(package.origin).parent / "weights").is_dir():
             pytest.skip("the package nnm-mini has no weights here")
     return load_model(name)
