@@ -54,6 +54,7 @@ types: $(VENV)/.dev  ## mypy --strict over the packages, benchmarks and examples
 	$(BIN)/mypy $(SOURCES) $(wildcard $(PROGRAMS:%=%/*.py))
 
 bench: $(VENV)/.dev  ## the measurements of docs/results; BEIR=folder adds retrieval on a set in BEIR's layout
+	@mkdir -p $(OUT)/bench
 	$(BIN)/python benchmarks/exactness.py --json $(OUT)/bench/exactness.json
 	$(BIN)/python benchmarks/ttft.py --json $(OUT)/bench/ttft.json --plot $(OUT)/bench/ttft.png
 	$(BIN)/python benchmarks/ingest.py --json $(OUT)/bench/ingest.json --plot $(OUT)/bench/ingest.png

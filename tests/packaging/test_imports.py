@@ -45,7 +45,19 @@ PUBLIC = {
         "NNMVectorStore",
         "__version__",
     },
-    "llamaindex_nnm": {"__version__"},
+    "llamaindex_nnm": {
+        "NNMLLM",
+        "NNMEmbedding",
+        "NNMMemory",
+        "NNMQueryEngine",
+        "NNMReceiptEvent",
+        "NNMRetriever",
+        "NNMSynthesizer",
+        "NNMVectorStore",
+        "NotPicklableError",
+        "__version__",
+        "receipts",
+    },
 }
 
 
