@@ -1,6 +1,6 @@
 """Memory in ten lines: read texts once, answer from their states, look at the receipt.
 
-    python examples/quickstart.py
+python examples/quickstart.py
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ NOTES = [
 def main() -> None:
     """Add, search, answer three ways, chat, forget."""
     with NNM.open("nnm-mini") as nnm:  # path="memory" would keep it on disk
-        nnm.add(NOTES, ids=["bins", "falcon", "key"], metadatas=[{"topic": "home"}, {"topic": "work"}, {"topic": "home"}])
+        nnm.add(
+            NOTES, ids=["bins", "falcon", "key"], metadatas=[{"topic": "home"}, {"topic": "work"}, {"topic": "home"}]
+        )
 
         for hit in nnm.search("Who leads the Falcon project?", k=2):
             print(f"{hit.score:.3f}  {hit.memory.id:8} {hit.memory.text}")

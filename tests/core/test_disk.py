@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.core.tiny import tiny_reader
 
 from nnm_core import NNM, StorageError
-from tests.core.tiny import tiny_reader
 
 FIRST = "The spare key hangs behind the door."
 MEGABYTES = 256
@@ -57,9 +57,9 @@ def test_a_read_only_folder_is_named(small_disk: Path) -> None:
     with open_store(store) as nnm:
         nnm.add(FIRST, ids="kept")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(StorageError, match="(?i)read-only|cannot"):
+    with pytest.raises(StorageError, match=r"(?i)read-only|cannot"):
         open_store(store)
-    with pytest.raises(StorageError, match="(?i)read-only|cannot"):
+    with pytest.raises(StorageError, match=r"(?i)read-only|cannot"):
         open_store(small_disk / "another")
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     with open_store(store) as nnm:

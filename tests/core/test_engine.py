@@ -61,7 +61,7 @@ def test_search_finds_the_words_and_explains_the_score(store: NNM) -> None:
     hits = store.search("Who leads Falcon?", k=2)
     assert hits[0].memory.id == "b"
     assert {"sparse", "sparse_rank"} <= set(hits[0].parts)
-    assert [h.memory.id for h in store.search("the key of Falcon", k=3, filter={"topic": "home"})][0] == "c"
+    assert store.search("the key of Falcon", k=3, filter={"topic": "home"})[0].memory.id == "c"
     assert all(h.memory.metadata["topic"] == "home" for h in store.search("Falcon", k=3, filter={"topic": "home"}))
 
 
@@ -312,7 +312,9 @@ def test_whitening_is_fitted_when_there_are_documents_and_search_still_finds(sto
 
 
 def test_states_re_rank_what_the_index_found(store: NNM) -> None:
-    texts = [f"Room {n} belongs to person number {n * 7}. Its window looks to the {side}." for n, side in enumerate(SIDES)]
+    texts = [
+        f"Room {n} belongs to person number {n * 7}. Its window looks to the {side}." for n, side in enumerate(SIDES)
+    ]
     store.add(texts, ids=[f"r{n}" for n in range(len(SIDES))])
     tuned = store.tune(count=20)
     assert {"first"} <= set(tuned["weights"])

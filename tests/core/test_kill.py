@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.core.tiny import tiny_reader
 
 from nnm_core import NNM
-from tests.core.tiny import tiny_reader
 
 ROUNDS = 15
 # Processes are forked from one that has only imported things: a round costs no start of the libraries.
