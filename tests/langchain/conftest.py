@@ -3,9 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from tests.langchain.engines import BINS, FALCON, KEY, open_tiny
 
 from nnm_core import NNM
-from tests.langchain.engines import BINS, FALCON, KEY, open_tiny
 
 
 @pytest.fixture

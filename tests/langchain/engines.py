@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from nnm_core import NNM
 from tests.core.tiny import tiny_reader
+
+from nnm_core import NNM
 
 BINS = "The bins are collected on Tuesday."
 FALCON = "Maria leads the Falcon project."

@@ -13,10 +13,11 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from nnm_core import NNM, Chunk, Message
-from nnm_core.model.load import LoadedModel, wrap_model
 from tests.core.families import tiny
 from tests.core.tiny import byte_tokenizer
+
+from nnm_core import NNM, Chunk, Message
+from nnm_core.model.load import LoadedModel, wrap_model
 
 # The way Qwen's template does it, shortened.
 TOOL_TEMPLATE = (

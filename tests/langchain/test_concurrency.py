@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from langchain_core.runnables import RunnableConfig
+from tests.langchain.engines import open_tiny
 
 from langchain_nnm import ChatNNM, NNMRetriever
 from nnm_core import NNM
-from tests.langchain.engines import open_tiny
 
 ANSWERS = 32
 

@@ -10,10 +10,10 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, HumanMessage
+from tests.langchain.engines import FALCON, open_tiny
 
 from langchain_nnm import NNMLLM, ChatNNM, NNMMiddleware, NNMRetriever
 from nnm_core import NNM, MemoryNotFoundError, Message
-from tests.langchain.engines import FALCON, open_tiny
 
 PROMPT = f"{FALCON}\n\nWho leads?"
 

@@ -12,10 +12,11 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnablePassthrough
 from pydantic import ValidationError
+from tests.langchain.engines import BINS, FALCON, KEY, open_tiny
 
 from langchain_nnm import ChatNNM, NNMRetriever
+from langchain_nnm._messages import to_engine
 from nnm_core import NNM, FilterError, InvalidInputError, MemoryNotInjectedError
-from tests.langchain.engines import BINS, FALCON, KEY, open_tiny
 
 PROMPT = ChatPromptTemplate.from_template("{context}\n\nQuestion: {question}")
 
@@ -184,7 +185,7 @@ def sent(monkeypatch: pytest.MonkeyPatch, nnm: NNM, messages: list[Any]) -> list
     stream = nnm.stream
     monkeypatch.setattr(nnm, "stream", lambda prompt, **options: (seen.extend(prompt), stream(prompt, **options))[1])
     ChatNNM(nnm=nnm, max_tokens=1).invoke(messages)
-    return [(message.role, message.content) for message in seen]
+    return _plain(seen)
 
 
 def test_messages_of_any_order_fit_the_template(nnm: NNM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,15 +200,28 @@ def test_messages_of_any_order_fit_the_template(nnm: NNM, monkeypatch: pytest.Mo
         ToolMessage("g", tool_call_id="2"),
         SystemMessage("t"),
     ]
-    assert sent(monkeypatch, nnm, prompt) == [
-        ("system", "s\n\nt"),
-        ("assistant", "Hello!"),
-        ("user", "a\n\nbc"),
-        ("assistant", "d"),
-        ("user", "e"),
-        ("tool", "f"),
-        ("tool", "g"),
+    before = [("system", "s\n\nt"), ("assistant", "Hello!"), ("user", "a\n\nbc"), ("assistant", "d")]
+    assert _plain(to_engine(prompt)) == [*before, ("user", "e"), ("tool", "f"), ("tool", "g")]
+    # This model's template knows no tools: their results become context of the question.
+    assert sent(monkeypatch, nnm, prompt) == [*before, ("user", "Context:\nf\n\ng\n\nQuestion: e")]
+
+
+def test_results_of_tools_for_models_that_know_none() -> None:
+    call = AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}])
+    result = ToolMessage("r", tool_call_id="1")
+    asked = [HumanMessage("q"), call, result, AIMessage("a"), HumanMessage("p"), call, result]
+    assert _plain(to_engine(asked, knows_tools=False)) == [
+        ("user", "Context:\nr\n\nQuestion: q"),
+        ("assistant", "a"),
+        ("user", "Context:\nr\n\nQuestion: p"),
     ]
+    assert _plain(to_engine([result], knows_tools=False)) == [("user", "Context:\nr")]
+    with pytest.raises(InvalidInputError, match="no messages"):
+        to_engine([call], knows_tools=False)
+
+
+def _plain(messages: list[Any]) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in messages]
 
 
 def test_what_is_not_text_is_refused_and_not_dropped(nnm: NNM) -> None:

@@ -9,11 +9,11 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
+from tests.langchain.engines import shared_tiny
+from tests.langchain.scripted import open_scripted
 
 from langchain_nnm import ChatNNM, NNMRetriever
 from nnm_core import NNM
-from tests.langchain.engines import shared_tiny
-from tests.langchain.scripted import open_scripted
 
 FACT = "The Falcon project is led by Maria."
 

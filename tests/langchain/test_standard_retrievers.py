@@ -6,10 +6,10 @@ from functools import cache
 from typing import Any
 
 from langchain_tests.integration_tests import RetrieversIntegrationTests
+from tests.langchain.engines import open_tiny
 
 from langchain_nnm import NNMRetriever
 from nnm_core import NNM
-from tests.langchain.engines import open_tiny
 
 
 @cache

@@ -11,10 +11,10 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests, VectorStoreIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
+from tests.langchain.engines import open_tiny, shared_tiny
 
 from langchain_nnm import NNMEmbeddings, NNMVectorStore
 from nnm_core import NNM
-from tests.langchain.engines import open_tiny, shared_tiny
 
 
 @pytest.fixture

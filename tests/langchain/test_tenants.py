@@ -10,10 +10,10 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.documents import Document
 from langchain_core.messages import HumanMessage, ToolMessage
+from tests.langchain.engines import FALCON, KEY, open_tiny
 
 from langchain_nnm import ChatNNM, NNMRetriever, NNMVectorStore
 from nnm_core import NNM, MemoryNotFoundError, MemoryNotInjectedError
-from tests.langchain.engines import FALCON, KEY, open_tiny
 
 PROMPT = f"{FALCON}\n\nWho leads?"
 SECRET = "The vault code is 8841."

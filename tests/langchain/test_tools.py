@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
+from tests.langchain.engines import FALCON
+from tests.langchain.scripted import open_scripted
 
 from langchain_nnm import ChatNNM
 from langchain_nnm._tools import CallFormat, call_format, parse_reply
 from nnm_core import NNM, InvalidInputError
-from tests.langchain.engines import FALCON
-from tests.langchain.scripted import open_scripted
 
 
 class Template:

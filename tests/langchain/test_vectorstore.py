@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.indexing import InMemoryRecordManager, index
+from tests.langchain.engines import BINS, FALCON, KEY, open_tiny
 
 from langchain_nnm import ChatNNM, NNMEmbeddings, NNMVectorStore
 from langchain_nnm._search import diverse
 from nnm_core import NNM, FilterError, InvalidInputError, StoreMismatchError
-from tests.langchain.engines import BINS, FALCON, KEY, open_tiny
 
 FAKE = DeterministicFakeEmbedding(size=6)
 

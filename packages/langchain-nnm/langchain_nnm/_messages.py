@@ -26,27 +26,53 @@ _UNSAID = frozenset({"reasoning", "thinking", "redacted_thinking", "tool_use", "
 _GLUE = "\n\n"
 
 
-def to_engine(messages: Sequence[BaseMessage]) -> list[Message]:
+def to_engine(messages: Sequence[BaseMessage], *, knows_tools: bool = True) -> list[Message]:
     """The prompt in a form that every chat template takes.
 
     System messages are put in front, in their order; runs of one role become one turn.
 
+    Args:
+        messages: of any roles in any order.
+        knows_tools: the model knows turns of tools; otherwise their results become context of the question before
+            them, in the layout that readers know.
+
     Raises:
         InvalidInputError: a message has content that is not text, or there is none.
     """
-    turns = [(role_of(message), text_of(message)) for message in messages]
-    system = [text for role, text in turns if role == "system"]
+    turns = [Message(role_of(message), text_of(message)) for message in messages]
+    if not knows_tools:
+        turns = _without_tools(turns)
+    system = [turn.content for turn in turns if turn.role == "system"]
     merged = [Message("system", _GLUE.join(system))] if system else []
-    for role, text in turns:
-        if role == "system":
+    for turn in turns:
+        if turn.role == "system":
             continue
-        if merged and merged[-1].role == role and role != "tool":
-            merged[-1] = Message(role, f"{merged[-1].content}{_GLUE}{text}")
+        if merged and merged[-1].role == turn.role and turn.role != "tool":
+            merged[-1] = Message(turn.role, f"{merged[-1].content}{_GLUE}{turn.content}")
         else:
-            merged.append(Message(role, text))
+            merged.append(turn)
     if not merged:
         raise InvalidInputError("The prompt has no messages.")
     return merged
+
+
+def _without_tools(turns: Sequence[Message]) -> list[Message]:
+    """Results of tools in front of the question that they were asked for; turns that only called tools are left out."""
+    kept: list[Message] = []
+    results: dict[int, list[str]] = {}
+    for turn in turns:
+        if turn.role == "tool":
+            asked = max((index for index, before in enumerate(kept) if before.role == "user"), default=-1)
+            results.setdefault(asked, []).append(turn.content)
+        elif turn.role != "assistant" or turn.content:
+            kept.append(turn)
+    for index, texts in results.items():
+        context = f"Context:\n{_GLUE.join(texts)}"
+        if index < 0:
+            kept.append(Message("user", context))
+        else:
+            kept[index] = Message("user", f"{context}{_GLUE}Question: {kept[index].content}")
+    return kept
 
 
 def text_of(message: BaseMessage) -> str:

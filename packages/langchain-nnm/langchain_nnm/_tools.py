@@ -65,6 +65,11 @@ def takes_tools(tokenizer: Any) -> bool:
     return "tools" in (tokenizer.chat_template or "")
 
 
+def knows_tools(nnm: Any) -> bool:
+    """Whether the model knows turns of tools, as far as its chat template tells."""
+    return "tool" in (nnm.model.tokenizer.chat_template or "")
+
+
 def check_tools(nnm: Any) -> None:
     """Raise `InvalidInputError` unless the engine's model can be offered tools."""
     if not takes_tools(nnm.model.tokenizer):

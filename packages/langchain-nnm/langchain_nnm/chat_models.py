@@ -19,7 +19,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_nnm._engine import EngineOptions
 from langchain_nnm._messages import referenced, to_engine
 from langchain_nnm._results import chat_chunks, chat_result
-from langchain_nnm._tools import CallFormat, call_format, check_tools, parse_reply, tool_prompt
+from langchain_nnm._tools import CallFormat, call_format, check_tools, knows_tools, parse_reply, tool_prompt
 from langchain_nnm._version import __version__
 from nnm_core import Chunk, Memory, Message
 from nnm_core.aio import iterate
@@ -163,7 +163,7 @@ class ChatNNM(EngineOptions, BaseChatModel):
         tools, choice = options.pop("tools", None), options.pop("tool_choice", None)
         references = referenced(self.nnm, messages)
         if not tools:
-            return _Prompt(to_engine(messages), references, options)
+            return _Prompt(to_engine(messages, knows_tools=knows_tools(self.nnm)), references, options)
         check_tools(self.nnm)
         memories = self.engine_memories(options.pop("memories", None) or ())
         message, forced = tool_prompt(self.nnm, messages, tools, choice, memories)
