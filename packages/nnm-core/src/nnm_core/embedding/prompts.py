@@ -12,6 +12,7 @@ its tokens is dropped. The vectors of the windows are averaged, weighted by thei
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -80,6 +81,8 @@ class EmbeddingPrompt:
                 "This tokenizer has no chat template.", hint='Use EmbeddingSettings(prompt="plain").'
             )
         self._tokenizer = tokenizer
+        # `split_special_tokens` is a switch inside a fast tokenizer that other threads share: a copy of its own.
+        self._literal = copy.deepcopy(tokenizer)
         self._adds_blank = _adds_blank(tokenizer)
         self.style = style
         self._layouts: dict[EmbeddingRole, PromptLayout] = {
@@ -123,7 +126,7 @@ class EmbeddingPrompt:
         if not texts:
             return []
         lead = "" if self._adds_blank else lead
-        encoded = self._tokenizer(
+        encoded = self._literal(
             [lead + text.strip() for text in texts],
             add_special_tokens=False,
             split_special_tokens=True,

@@ -14,6 +14,7 @@ Each is brought to mean 0 and deviation 1 over the candidates and summed by its 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -109,6 +110,7 @@ class StateReranker:
         self._left = left
         self._all_heads = all_heads
         self._looks = model.intervenes and (all_heads or bool(self.settings.heads))
+        self._literal = copy.deepcopy(model.tokenizer)  # never switched by other threads, see `EmbeddingPrompt`
         self._null = lru_cache(maxsize=1024)(self._read_without)
 
     def evidence(self, query: str, candidates: Mapping[str, StateView]) -> dict[str, Evidence]:
@@ -189,7 +191,7 @@ class StateReranker:
         return (cue, ids) if cue else (ids[:1], ids[1:])
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._model.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        return list(self._literal(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 def combine(
