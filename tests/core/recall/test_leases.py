@@ -171,3 +171,12 @@ def test_threads() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, memories))
+
+
+def test_white_space_may_be_written_as_in_strings_of_json() -> None:
+    book = LeaseBook()
+    memory = Memory(id="m", text="Maria leads\nthe project.")
+    book.take([memory])
+    parts = book.find(repr(["room: 1\n\nMaria leads\nthe project.\nMore"]))
+    assert parts == ("['room: 1\\n\\n", memory, "\\nMore']")
+    assert len(book.find("nMaria leads the project.")) == 1

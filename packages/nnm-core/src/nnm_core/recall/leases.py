@@ -110,11 +110,15 @@ class LeaseBook:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """Finds `text` with any white space between its words, and never inside of other words."""
+    """Finds `text` with any white space between its words, and never inside of other words.
+
+    White space may also be written as JSON and Python write it in strings: some frameworks put whole lists into a
+    prompt.
+    """
     words = text.split()
-    before = r"(?<!\w)" if re.match(r"\w", words[0]) else ""
+    before = r"(?:(?<!\w)|(?<=\\[nrt]))" if re.match(r"\w", words[0]) else ""
     behind = r"(?!\w)" if re.search(r"\w$", words[-1]) else ""
-    return re.compile(before + r"\s+".join(re.escape(word) for word in words) + behind)
+    return re.compile(before + r"(?:\s|\\[nrt])+".join(re.escape(word) for word in words) + behind)
 
 
 def _apart(spans: Iterable[Span]) -> list[Span]:
