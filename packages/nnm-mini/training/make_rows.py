@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterator
 from multiprocessing import Process
 from pathlib import Path
@@ -40,16 +41,22 @@ def my_documents(files: list[Path], worker: int, workers: int, blocked: Blocklis
                         yield Document(document.title, text)
 
 
-def written_articles(folder: Path, worker: int, workers: int, rng: Random) -> Iterator[Article]:
-    """Articles with self-written questions, for ever; new files are picked up as they appear."""
+def written_articles(folder: Path, worker: int, workers: int, rng: Random, passes: int) -> Iterator[Article | None]:
+    """This worker's share of the articles with self-written questions, each at most `passes` times.
+
+    None says that no article is left for now; files that appear later are picked up. Without the limit, the few files of
+    the first minutes would fill all rows, and the reader would learn their passages by heart instead of learning to read.
+    """
+    taken: dict[Path, int] = {}
     while True:
-        files = [f for i, f in enumerate(sorted(folder.glob("*.jsonl"))) if i % workers == worker % max(1, workers)]
-        files = files or sorted(folder.glob("*.jsonl"))
-        if not files:
-            time.sleep(0.5)
-            yield Article("", [])
+        mine = [file for file in sorted(folder.glob("*.jsonl")) if zlib.crc32(file.name.encode()) % workers == worker]
+        fresh = [file for file in mine if taken.get(file, 0) < passes]
+        if not fresh:
+            yield None
             continue
-        lines = rng.choice(files).read_text(encoding="utf-8").splitlines()
+        file = min(fresh, key=lambda f: (taken.get(f, 0), rng.random()))
+        taken[file] = taken.get(file, 0) + 1
+        lines = file.read_text(encoding="utf-8").splitlines()
         rng.shuffle(lines)
         for line in lines:
             row = json.loads(line)
@@ -59,7 +66,7 @@ def written_articles(folder: Path, worker: int, workers: int, rng: Random) -> It
 class Source:
     """Draws examples of each kind."""
 
-    def __init__(self, builder: Builder, texts: Iterator[Document], written: Iterator[Article], readings: list[Reading]) -> None:
+    def __init__(self, builder: Builder, texts: Iterator[Document], written: Iterator[Article | None], readings: list[Reading]) -> None:
         self.builder, self.texts, self.written = builder, texts, written
         self.readings = {name: [r for r in readings if r.source == name] for name in {r.source for r in readings}}
         self.rng = builder.rng
@@ -69,7 +76,10 @@ class Source:
         if kind == "article":
             return self.builder.from_article(article_by_rule(next(self.texts), self.rng))
         if kind == "written":
-            return self.builder.from_article(next(self.written))
+            article = next(self.written)
+            if article is not None:
+                return self.builder.from_article(article)
+            return self.draw("article")  # all written questions are used up: fresh passages rather than repetition
         if kind == "facts":
             return [self.builder.facts()]
         if kind == "needle":
@@ -101,7 +111,7 @@ def work(args: argparse.Namespace, config: dict[str, Any], worker: int) -> None:
     builder = Builder(rng, config.get("unanswerable", 0.15))
     files = sorted(args.data.glob("wikipedia/*.txt*"))
     rng.shuffle(files)
-    written = written_articles(args.written, worker, args.processes, rng)
+    written = written_articles(args.written, worker, args.processes, rng, config.get("written_passes", 3))
     source = Source(
         builder, my_documents(files, worker, args.processes, blocked), written, load_reading_sets(args.data, blocked)
     )
