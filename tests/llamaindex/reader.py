@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -49,3 +53,10 @@ def filled(path: Any = None, **options: Any) -> NNM:
     nnm = open_engine(path, **options)
     nnm.add(list(TEXTS.values()), ids=list(TEXTS), metadatas=[{"room": name} for name in TEXTS])
     return nnm
+
+
+def in_a_loop(work: Coroutine[Any, Any, Any]) -> Any:
+    """The result of `work` on an event loop of its own, apart from that of the test runner."""
+    context = contextvars.copy_context()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(context.run, asyncio.run, work).result()

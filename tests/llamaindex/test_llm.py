@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole, TextBlock
-from tests.llamaindex.reader import TEXTS, filled
+from tests.llamaindex.reader import TEXTS, filled, in_a_loop
 
 from llamaindex_nnm import NNMLLM
 from nnm_core import NNM, InvalidInputError, MemoryNotFoundError
@@ -93,7 +93,7 @@ def test_all_eight_ways_to_call_give_the_same_text_and_counts(llm: NNMLLM) -> No
         results.append([r async for r in await llm.astream_complete(prompt)])
         return results
 
-    achat, acomplete, astream_chat, astream_complete = asyncio.run(run())
+    achat, acomplete, astream_chat, astream_complete = in_a_loop(run())
     stream_chat, stream_complete = list(llm.stream_chat(chat)), list(llm.stream_complete(prompt))
     for whole, pieces in [(llm.chat(chat), stream_chat), (achat, astream_chat)]:
         assert "".join(piece.delta for piece in pieces) == whole.message.content == pieces[-1].message.content
