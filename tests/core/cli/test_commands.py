@@ -89,11 +89,13 @@ def test_search_shows_a_table(filled: Nnm) -> None:
     assert ran.code == 0
     assert "bins are collected on Tuesdays" in ran.out
     assert "library" not in ran.out
-    assert "sparse_rank" not in ran.out
+    assert "sparse" not in ran.out
 
 
 def test_search_explains(filled: Nnm) -> None:
-    assert "sparse_rank" in filled("search", "bins", "--explain").out
+    shown = filled("search", "bins", "--explain").out
+    assert "sparse" in shown
+    assert "0.500 (1)" in shown
 
 
 def test_search_without_hits_says_so_on_stderr(filled: Nnm) -> None:

@@ -155,24 +155,28 @@ def search(
 
 def hits_table(hits: list[Hit], *, explain: bool) -> Table:
     """One row a hit: rank, score, id and the beginning of the text; with `explain` also the parts of the score."""
-    parts = sorted({name for hit in hits for name in hit.parts}) if explain else []
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("#", justify="right", style="dim")
-    table.add_column("score", justify="right")
+    found = {name for hit in hits for name in hit.parts} if explain else set()
+    parts = sorted(name for name in found if not name.endswith("_rank"))
+    table = Table(show_edge=False, pad_edge=False, expand=explain)
+    table.add_column("#", justify="right", style="dim", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
     for name in parts:
-        table.add_column(name, justify="right", style="cyan")
+        table.add_column(name, justify="right", style="cyan", no_wrap=True)
     table.add_column("id", style="bold", overflow="fold")
-    table.add_column("text")
+    # With many columns little room is left for the text: then one line of it has to do.
+    table.add_column("text", no_wrap=explain, overflow="ellipsis", ratio=1 if explain else None)
     for rank, hit in enumerate(hits, start=1):
-        values = [_number(hit.parts.get(name)) for name in parts]
-        table.add_row(str(rank), _number(hit.score), *values, visible(hit.memory.id), snippet(hit.memory.text))
+        values = [_part(hit, name) for name in parts]
+        table.add_row(str(rank), f"{hit.score:.3f}", *values, visible(hit.memory.id), snippet(hit.memory.text))
     return table
 
 
-def _number(value: float | None) -> str:
-    if value is None:
+def _part(hit: Hit, name: str) -> str:
+    """A part of a score, and in brackets the rank that it alone would have given."""
+    if name not in hit.parts:
         return ""
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e6 else f"{value:.3f}"
+    rank = hit.parts.get(f"{name}_rank")
+    return f"{hit.parts[name]:.3f}" + ("" if rank is None else f" ({rank:.0f})")
 
 
 def stats(
@@ -191,6 +195,8 @@ def stats(
         return
     table = Table(show_header=False, show_edge=False, pad_edge=False)
     for name, value in values.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key.replace('_', ' ')} {_quantity(key, item)}" for key, item in value.items())
         table.add_row(Text(name.replace("_", " "), style="bold"), visible(_quantity(name, value)))
     stdout().print(table)
 
