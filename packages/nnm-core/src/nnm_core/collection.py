@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 Vectors = NDArray[np.float32]
 _BATCH = 512
 _FIRST_FIT = 16
+# The choice of search weights embeds 64 documents again: from here on that is a small part of what they cost anyway.
+# A smaller collection ranks by words, and by meaning where words find nothing.
+_CHOOSE_FROM = 256
 # Documents among which the own sentences have to find theirs when the search weights are chosen.
 _CHOICE_SAMPLE = 2000
 
@@ -227,7 +230,7 @@ class Collection:
         for batch in self.journal.iter_raw(_BATCH):
             entries = [entry for entry, _ in batch]
             self.index.upsert(self._points(entries, [vector for _, vector in batch]))
-        if refit and self.foreign_dim is None:
+        if refit and self.foreign_dim is None and self.journal.live_count() >= _CHOOSE_FROM:
             self._choose_weights()
         self.journal.set_setting("reindexing", False)
 
