@@ -15,7 +15,7 @@ from safetensors.numpy import save as save_arrays
 
 from nnm_core.embedding.kv_embedding import KVEmbedder
 from nnm_core.embedding.settings import EmbeddingSettings
-from nnm_core.embedding.tokens import SparseEncoder
+from nnm_core.embedding.tokens import SparseEncoder, SparseSettings
 from nnm_core.embedding.whitening import SufficientStatistics, Whitening
 from nnm_core.errors import IndexDamagedError, InvalidInputError, StoreMismatchError
 from nnm_core.model.load import LoadedModel
@@ -192,10 +192,11 @@ class Collection:
         saved = self.journal.get_setting("whitening")
         fits = saved is not None and not self.needs_rereading
         self.whitening = Whitening.from_arrays(load_arrays(saved)) if fits else Whitening.identity(self.dim)
-        average = self.journal.get_setting("average_length")
-        self.sparse = SparseEncoder(self.model.tokenizer)
-        if average is not None:
-            self.sparse = self.sparse.with_average_length(float(average))
+        # The word side is kept whole: another release's defaults must not mix with what is in the index.
+        words = self.journal.get_setting("sparse")
+        self.sparse = SparseEncoder(self.model.tokenizer, SparseSettings(**words) if words else None)
+        if words is None:
+            self.journal.set_setting("sparse", self.sparse.settings.to_dict())
         search = self.journal.get_setting("search")
         self.searcher = Searcher(
             self.index,
@@ -263,7 +264,7 @@ class Collection:
             self.whitening = replace(Whitening.identity(self.dim, version=version), fitted_on=documents)
         self.sparse = self.sparse.with_average_length(words / max(documents, 1))
         self.journal.set_setting("whitening", save_arrays(self.whitening.to_arrays()))
-        self.journal.set_setting("average_length", words / max(documents, 1))
+        self.journal.set_setting("sparse", self.sparse.settings.to_dict())
 
     def _points(self, entries: Sequence[Entry], raw: Sequence[NDArray[Any] | None]) -> list[Point]:
         present = [vector.astype(np.float32) for vector in raw if vector is not None]
