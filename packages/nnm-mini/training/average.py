@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnm_mini._weights import expand
 from recipe.layout import DONT_KNOW, chat
 from recipe.quantise import save_shards, write_manifest
 from recipe.reading_sets import squad_train
 from safetensors.numpy import load_file
+
+from nnm_mini._weights import expand
 
 Weights = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 

@@ -17,7 +17,7 @@ from recipe.overlap import blocklist
 
 def work(args: argparse.Namespace, worker: int) -> None:
     """One process: its share of the documents, dealt to its share of the output files in random order."""
-    rng = Random(worker)  # noqa: S311  # training data, no secret
+    rng = Random(worker)  # training data, no secret
     blocked = blocklist(args.data)
     lines: list[str] = []
     for file in sorted(args.data.glob("wikipedia/*.txt*")):

@@ -12,10 +12,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from nnm_mini._weights import expand
 from recipe.config import Shape, load
 from recipe.model import to_transformers, transformers_config
 from recipe.quantise import save_shards, write_manifest
+
+from nnm_mini._weights import expand
 
 GENERATION = {"bos_token_id": 0, "eos_token_id": [2, 0], "pad_token_id": 0, "do_sample": False, "max_new_tokens": 32}
 

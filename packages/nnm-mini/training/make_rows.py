@@ -105,7 +105,7 @@ class Source:
 
 def work(args: argparse.Namespace, config: dict[str, Any], worker: int) -> None:
     """One process: draws kinds by their share of examples, tokenises in batches, packs."""
-    rng = Random(args.seed * 1000 + worker)  # noqa: S311  # training data, no secret
+    rng = Random(args.seed * 1000 + worker)  # training data, no secret
     tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
     blocked = blocklist(args.data)
     builder = Builder(rng, config.get("unanswerable", 0.15))

@@ -57,7 +57,7 @@ class Trainer:
         self.step = 0
         self.now = 0.0
         self.available: dict[tuple[str, int], int] = {}
-        self.log_file = (work / "losses.jsonl").open("a") if ranks.rank == 0 else None
+        self.log_file = work / "losses.jsonl" if ranks.rank == 0 else None
         self.begin(stage)
 
     def begin(self, stage: str, init: Path | None = None) -> None:
@@ -71,8 +71,8 @@ class Trainer:
         """One line for the loss curves, and one for the reader."""
         if self.log_file:
             line = {"stage": self.stage, "step": self.step, "time": round(self.now, 1), **values}
-            self.log_file.write(json.dumps(line) + "\n")
-            self.log_file.flush()
+            with self.log_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
             print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in line.items()), flush=True)
 
     def synchronise(self, clock: float) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from recipe.model import Reader, block, qkv, rest_of_block, rms, rotary
 from torch import Tensor
+
+from recipe.model import Reader, block, qkv, rest_of_block, rms, rotary
 
 END = 2
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from recipe.layout import SYSTEM, chat
 from recipe.tasks import Case
-from torch import Tensor
 
 NEW_TOKENS = 32
 

@@ -19,8 +19,8 @@ _IRREGULAR = (
 )
 _NOT_PAST = "based located called named used united set known born advanced need seed speed hundred indeed noted retired"
 _NOT_PRESENT = "is was has does as its this his series species states years times"
-AUXILIARIES = frozenset("was were is are has have had can could will would may must should".split())
-MONTHS = "January February March April May June July August September October November December".split()
+AUXILIARIES = frozenset(["was", "were", "is", "are", "has", "have", "had", "can", "could", "will", "would", "may", "must", "should"])
+MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
 _MONTH = "(?:" + "|".join(MONTHS) + ")"
 DATE = re.compile(
     rf"(\d{{1,2}} {_MONTH} \d{{4}}|{_MONTH} \d{{1,2}}, \d{{4}}|{_MONTH} \d{{4}}|\d{{1,2}} {_MONTH}|{_MONTH} \d{{1,2}}"
@@ -38,16 +38,13 @@ NAME = re.compile(
 QUOTED = re.compile(r'"([^"]{3,60})"')
 PRONOUNS = frozenset({"He", "She", "It", "They"})
 _LOWERED = frozenset(
-    "The A An This These Those Its His Her Their Most Many Some All Both Several Each Another One Two Three Other Such "
-    "In On At During After Before Modern Early".split()
+    ["The", "A", "An", "This", "These", "Those", "Its", "His", "Her", "Their", "Most", "Many", "Some", "All", "Both", "Several", "Each", "Another", "One", "Two", "Three", "Other", "Such", "In", "On", "At", "During", "After", "Before", "Modern", "Early"]
 )
 STOP = frozenset(
-    "the a an of in on at by to from with for and or as is was were are be been has had have it its he she his her they "
-    "their that this which who whom whose what when where how many did does do into after before during between under "
-    "over about also not but than then there these those such most more one two first other near year date".split()
+    ["the", "a", "an", "of", "in", "on", "at", "by", "to", "from", "with", "for", "and", "or", "as", "is", "was", "were", "are", "be", "been", "has", "had", "have", "it", "its", "he", "she", "his", "her", "they", "their", "that", "this", "which", "who", "whom", "whose", "what", "when", "where", "how", "many", "did", "does", "do", "into", "after", "before", "during", "between", "under", "over", "about", "also", "not", "but", "than", "then", "there", "these", "those", "such", "most", "more", "one", "two", "first", "other", "near", "year", "date"]
 )
 _BEFORE_NO_VERB = frozenset(
-    "to who which that and or of the a an by not never best most well his her its their in with from for more as".split()
+    ["to", "who", "which", "that", "and", "or", "of", "the", "a", "an", "by", "not", "never", "best", "most", "well", "his", "her", "its", "their", "in", "with", "from", "for", "more", "as"]
 )
 _CLAUSE = re.compile(
     r", (?:which|who|where|and|but|although|though|while|with|as|including|whose|when|after|because|so)\b"

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from recipe.config import Shape
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from recipe.config import Shape
 
 _NAMES = {
     "query": "self_attn.q_proj",

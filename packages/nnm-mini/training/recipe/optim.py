@@ -10,8 +10,9 @@ import math
 from typing import Any
 
 import torch
-from recipe.model import Reader
 from torch import Tensor
+
+from recipe.model import Reader
 
 _MOMENTUM = 0.95
 

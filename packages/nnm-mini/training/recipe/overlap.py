@@ -7,9 +7,9 @@ overlap; one hit drops it. A run of 2 * WINDOW - 1 common words is therefore alw
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,7 +23,8 @@ def words(text: str) -> list[str]:
 
 
 def _hash(window: list[str]) -> int:
-    return zlib.crc32(" ".join(window).encode())
+    # 64 bits: with 32, some of the hundreds of thousands of windows meet another one's hash by chance.
+    return int.from_bytes(hashlib.blake2b(" ".join(window).encode(), digest_size=8).digest(), "little")
 
 
 class Blocklist:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recipe.layout import CONTEXT
 from torch import Tensor
+
+from recipe.layout import CONTEXT
 
 
 @dataclass

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnm_mini._weights import MANIFEST, SCALE, sha256
 from safetensors.numpy import save_file
+
+from nnm_mini._weights import MANIFEST, SCALE, sha256
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

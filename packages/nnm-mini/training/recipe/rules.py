@@ -27,17 +27,7 @@ Candidate = tuple[str, str, float]
 """A question, its answer, the weight it is drawn with."""
 
 _SYNONYMS: dict[str, tuple[str, ...]] = {}
-for _pair in (
-    "founded/established founded/created located/situated began/started begin/start film/movie largest/biggest area/region "
-    "built/constructed build/construct completed/finished complete/finish received/got receive/get obtain/get released/issued "
-    "main/primary company/firm song/track album/record author/writer named/called produced/made produce/make "
-    "country/nation approximately/about about/roughly home/residence help/assist moved/relocated bought/purchased buy/purchase "
-    "used/utilized show/display include/contain includes/contains play/perform job/occupation ended/finished end/finish "
-    "often/frequently usually/typically people/individuals war/conflict original/initial entire/whole "
-    "discovered/found discover/find leader/head required/needed require/need appeared/featured allow/let "
-    "increase/rise decrease/decline launched/started publish/issue designed/planned destroyed/ruined students/pupils "
-    "highest/tallest composed/wrote develop/create developed/created"
-).split():
+for _pair in ["founded/established", "founded/created", "located/situated", "began/started", "begin/start", "film/movie", "largest/biggest", "area/region", "built/constructed", "build/construct", "completed/finished", "complete/finish", "received/got", "receive/get", "obtain/get", "released/issued", "main/primary", "company/firm", "song/track", "album/record", "author/writer", "named/called", "produced/made", "produce/make", "country/nation", "approximately/about", "about/roughly", "home/residence", "help/assist", "moved/relocated", "bought/purchased", "buy/purchase", "used/utilized", "show/display", "include/contain", "includes/contains", "play/perform", "job/occupation", "ended/finished", "end/finish", "often/frequently", "usually/typically", "people/individuals", "war/conflict", "original/initial", "entire/whole", "discovered/found", "discover/find", "leader/head", "required/needed", "require/need", "appeared/featured", "allow/let", "increase/rise", "decrease/decline", "launched/started", "publish/issue", "designed/planned", "destroyed/ruined", "students/pupils", "highest/tallest", "composed/wrote", "develop/create", "developed/created"]:
     _left, _right = _pair.split("/")
     _SYNONYMS[_left] = (*_SYNONYMS.get(_left, ()), _right)
     _SYNONYMS[_right] = (*_SYNONYMS.get(_right, ()), _left)

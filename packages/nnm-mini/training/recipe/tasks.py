@@ -64,10 +64,7 @@ NEEDLE_WORDINGS = (
     ("For {p} the combination was changed to {c}.", "To what was the combination for {p} changed?"),
     ("The PIN that guards {p} happens to be {c}.", "Which PIN guards {p}?"),
 )
-NEEDLE_PLACES = (
-    "the film archive/the east pavilion/the bell tower/the seed bank/the harbour office/the puppet theatre/the ice house/"
-    "the map room/the weather station/the tram depot"
-).split("/")
+NEEDLE_PLACES = ["the film archive", "the east pavilion", "the bell tower", "the seed bank", "the harbour office", "the puppet theatre", "the ice house", "the map room", "the weather station", "the tram depot"]
 
 
 def needles(documents: Sequence[Document], count: int = 100, seed: int = 7) -> list[Case]:
