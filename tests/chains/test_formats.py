@@ -40,10 +40,10 @@ FORMATS: dict[str, tuple[Format, set[str]]] = {
     "reversed order": (lambda documents: join(documents[::-1]), BOTH),
     "twice": (lambda documents: join([*documents, *documents]), BOTH),
     "html": (each(lambda d: html.escape(d.page_content)), BOTH),
-    # JSON and repr write line breaks as \n: what has one is read.
-    "json": (each(lambda d: json.dumps(d.page_content)), FALCON),
-    "repr": (str, FALCON),
-    "documents as they are": (lambda documents: f"{documents}", FALCON),
+    # JSON and repr write line breaks as \n: white space too.
+    "json": (each(lambda d: json.dumps(d.page_content)), BOTH),
+    "repr": (str, BOTH),
+    "documents as they are": (lambda documents: f"{documents}", BOTH),
     # A quotation mark in front of every line stands between the words of the two lines.
     "quoted lines": (each(lambda d: textwrap.indent(d.page_content, "> ")), FALCON),
     "lower case": (each(lambda d: d.page_content.lower()), NONE),
