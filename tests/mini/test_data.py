@@ -1,4 +1,5 @@
-"""What the training data promises: no test passage in it, held-out wordings held out, unanswerable means unanswerable."""
+"""What the training data promises: no test passage in it, held-out wordings held out, unanswerable means
+unanswerable."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def test_an_overlap_is_found_at_any_offset() -> None:
     words = PASSAGE.split()
     for start in range(len(words) - 19):
         assert blocked.blocks("Something else before it: " + " ".join(words[start : start + 19]).upper() + "!")
-    assert not blocked.blocks("The lighthouse on the southern cape was never finished, because the ice was too thin for stones.")
+    assert not blocked.blocks(
+        "The lighthouse on the southern cape was never finished, because the ice was too thin for stones."
+    )
     assert blocked.clean(f"A first line.\n{PASSAGE}\nA last line.") == "A first line.\nA last line."
 
 
@@ -62,14 +65,19 @@ def test_facts_are_answered_by_their_statement_and_unanswerable_ones_by_none() -
 
 
 def test_rule_questions_have_their_answer_in_the_sentence_and_not_in_the_question() -> None:
-    sentence = "In 1871, the lighthouse was finished by Anna Berg in Bergen, and 300 workers moved to the northern cape."
+    sentence = (
+        "In 1871, the lighthouse was finished by Anna Berg in Bergen, and 300 workers moved to the northern cape."
+    )
     rng = Random(0)
     found = {pair for _ in range(40) for pair in pairs_of(sentence, "Lighthouse", rng, 3)}
     assert len(found) > 10
     for question, answer in found:
         assert answer in sentence
         assert answer.lower() not in question.lower()
-    assert any(re.match(r"(When|In (what|which) year|What year) was the lighthouse finished", q) and a == "1871" for q, a in found)
+    assert any(
+        re.match(r"(When|In (what|which) year|What year) was the lighthouse finished", q) and a == "1871"
+        for q, a in found
+    )
 
 
 def test_answered_turns_have_the_answer_in_the_context_and_declined_ones_are_a_fair_share() -> None:
@@ -78,7 +86,9 @@ def test_answered_turns_have_the_answer_in_the_context_and_declined_ones_are_a_f
     answered = declined = 0
     for number in range(400):
         pairs = [("When was it finished?", "1871"), ("Who built it?", "engineers from Bergen")]
-        article = Article(f"Cape {number}", [Passage(PASSAGE, pairs), Passage(other, [("When was the bridge finished?", "1902")])])
+        article = Article(
+            f"Cape {number}", [Passage(PASSAGE, pairs), Passage(other, [("When was the bridge finished?", "1902")])]
+        )
         for segments in builder.from_article(article):
             context = "".join(segment.text for segment in segments if segment.loss != ANSWER)
             for segment in segments:

@@ -81,7 +81,14 @@ def test_cached_sampling_and_scoring_agree_with_transformers(reader: Reader, ref
     sampled = decoder.sample(prompts, 2, 10, (1e-6, 1e-6), 299)
     for row, prompt in zip(sampled, [prompts[0], prompts[0], prompts[1], prompts[1]], strict=True):
         start = torch.tensor([prompt])
-        greedy = reference.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=10, do_sample=False, eos_token_id=[2, 0], pad_token_id=0)
+        greedy = reference.generate(
+            start,
+            attention_mask=torch.ones_like(start),
+            max_new_tokens=10,
+            do_sample=False,
+            eos_token_id=[2, 0],
+            pad_token_id=0,
+        )
         assert row == greedy[0, len(prompt) :].tolist()[: len(row)]
     wrong = [*sampled[2][:-1], sampled[2][-1] ^ 1]
     (right, likelihood), (other, _) = decoder.score(prompts, [sampled[0], wrong], 4)
@@ -91,9 +98,13 @@ def test_cached_sampling_and_scoring_agree_with_transformers(reader: Reader, ref
 
 
 def test_stored_weights_come_back_within_half_a_step(tmp_path: Path) -> None:
-    weight = np.random.default_rng(0).normal(size=(40, 64)).astype(np.float32) * np.linspace(0.01, 3, 40)[:, None].astype(np.float32)
+    weight = np.random.default_rng(0).normal(size=(40, 64)).astype(np.float32) * np.linspace(0.01, 3, 40)[
+        :, None
+    ].astype(np.float32)
     gain = np.linspace(0, 2, 8, dtype=np.float32)
-    save_shards({"a.weight": weight, "b.weight": weight[:10], "norm.weight": gain}, tmp_path / "stored", most_bytes=3000)
+    save_shards(
+        {"a.weight": weight, "b.weight": weight[:10], "norm.weight": gain}, tmp_path / "stored", most_bytes=3000
+    )
     assert len(list((tmp_path / "stored").iterdir())) == 2
     (tmp_path / "out").mkdir()
     expand(tmp_path / "stored", tmp_path / "out")
@@ -127,7 +138,9 @@ def test_packed_rows_hold_every_example_once_and_whole(tmp_path: Path) -> None:
     packer = Packer(64, tmp_path, "rows", rows_per_shard=4)
     examples = [rng.integers(3, 9, rng.integers(5, 60)).astype(np.uint16) for _ in range(50)]
     for tokens in examples:
-        packer.add({"tokens": tokens, "loss": np.full(len(tokens), 1, np.uint8), "group": np.zeros(len(tokens), np.int8)})
+        packer.add(
+            {"tokens": tokens, "loss": np.full(len(tokens), 1, np.uint8), "group": np.zeros(len(tokens), np.int8)}
+        )
     packer.flush(everything=True)
     found = []
     for file in sorted(tmp_path.glob("*.npz")):

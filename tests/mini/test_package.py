@@ -26,7 +26,11 @@ def test_the_folder_loads_and_answers_from_a_passage(folder: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     messages = [
         {"role": "system", "content": "You answer questions with a short factual answer."},
-        {"role": "user", "content": "Context:\nThe access code for the archive is 48213.\n\nQuestion: What is the access code for the archive?"},
+        {
+            "role": "user",
+            "content": "Context:\nThe access code for the archive is 48213.\n\n"
+            "Question: What is the access code for the archive?",
+        },
     ]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     out = model.generate(**prompt, max_new_tokens=12, do_sample=False)

@@ -1,4 +1,5 @@
-"""The whole path at toy size: tokenizer, rows, two training stages, resuming, export; and the toy task is really learnt."""
+"""The whole path at toy size: tokenizer, rows, two training stages, resuming, export; and the toy task is really
+learnt."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """All training stages in one process a GPU, so that nothing is compiled twice: base, tune and write questions, final.
 
-[torchrun --standalone --nproc-per-node N] python all_stages.py --config configs/full.json --work WORK --tokenizer tokenizer
+[torchrun --standalone --nproc-per-node N] python all_stages.py --config configs/full.json --work WORK --tokenizer
+tokenizer
 
 The rows and passages must be made beside it (`run.py` does). Started again, it goes on from the last checkpoint.
 """

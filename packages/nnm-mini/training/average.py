@@ -1,9 +1,12 @@
 """Average the stored weights of several checkpoints of one run, and make declining easier or harder.
 
-python average.py --out ../src/nnm_mini/weights --tokenizer tokenizer STORED=0.5 STORED=0.5 [--decline-shift 3 --data DATA]
+python average.py --out ../src/nnm_mini/weights --tokenizer tokenizer STORED=0.5 STORED=0.5 [--decline-shift 3
+--data DATA]
 
-The average of two points of one run often reads better than either. `--decline-shift` lowers the logit of the first token
-of "I don't know." where an answer starts, by about that much: row -= shift * h / |h|^2, where h is the mean final hidden
+The average of two points of one run often reads better than either. `--decline-shift` lowers the logit of the
+first token
+of "I don't know." where an answer starts, by about that much: row -= shift * h / |h|^2, where h is the mean final
+hidden
 state there over 48 questions of the SQuAD training subset. No dev or test text is used.
 """
 
@@ -43,7 +46,9 @@ def answer_start(folder: Path, data: Path, count: int = 48) -> torch.Tensor:
     readings = [reading for reading in squad_train(data) if len(reading.passage) < 700][:count]
     states = []
     for reading in readings:
-        ids = tokenizer(chat([reading.passage], reading.pairs[0][0]), add_special_tokens=False, return_tensors="pt")["input_ids"]
+        ids = tokenizer(chat([reading.passage], reading.pairs[0][0]), add_special_tokens=False, return_tensors="pt")[
+            "input_ids"
+        ]
         states.append(model.model(input_ids=ids).last_hidden_state[0, -1])
     return torch.stack(states).mean(0)
 

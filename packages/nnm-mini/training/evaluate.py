@@ -1,8 +1,10 @@
 """Measure a model folder: greedy answers with plain `transformers`, no memory engine. Prints every row and writes JSON.
 
-python evaluate.py --model FOLDER --data DATA --json FILE [--tasks squad,needle] [--limit 500] [--device cuda] [--samples 0]
+python evaluate.py --model FOLDER --data DATA --json FILE [--tasks squad,needle] [--limit 500] [--device cuda]
+[--samples 0]
 
-`--limit` takes an even sample of each set (for a CPU); without it the sets are whole. `--model bundled` is the package's.
+`--limit` takes an even sample of each set (for a CPU); without it the sets are whole. `--model bundled` is the
+package's.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class Measurement:
         result: dict[str, Any] = dict(summary(predictions, [case.golds for case in cases]))
         if self.samples:
             step = max(1, len(cases) // self.samples)
-            result["samples"] = [(c.question, p, list(c.golds[:1])) for c, p in list(zip(cases, predictions, strict=True))[::step]]
+            result["samples"] = [
+                (c.question, p, list(c.golds[:1])) for c, p in list(zip(cases, predictions, strict=True))[::step]
+            ]
         return result
 
     def measure(self, task: str) -> dict[str, Any]:
@@ -84,7 +88,9 @@ class Measurement:
             ratio = round(alone["em"] / max(together["em"], 1e-9), 4)
             return {**alone, "em_read_together": together["em"], "f1_read_together": together["f1"], "ratio": ratio}
         texts = [f"{document.title}\n{document.text}" for document in held_out_documents(self.data)]
-        return dict(perplexity(self.answerer.model, self.answerer.tokenizer, texts[: max(20, (self.limit or 1600) // 8)]))
+        return dict(
+            perplexity(self.answerer.model, self.answerer.tokenizer, texts[: max(20, (self.limit or 1600) // 8)])
+        )
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Write a checkpoint as the stored weights of the package (int8, a scale a row) with config and tokenizer.
 
-python export.py --config configs/full.json --checkpoint WORK/final.pt --tokenizer tokenizer --out ../src/nnm_mini/weights
+python export.py --config configs/full.json --checkpoint WORK/final.pt --tokenizer tokenizer --out
+../src/nnm_mini/weights
     [--expanded FOLDER]      also as a plain fp32 folder for `transformers`, made from the int8 weights
 """
 

@@ -1,4 +1,5 @@
-"""Count a small English lexicon from Wikipedia text: past and present verb forms with their base, given and family names.
+"""Count a small English lexicon from Wikipedia text: past and present verb forms with their base, given and family
+names.
 
 python make_lexicon.py --data DATA --out recipe/lexicon.json [--megabytes 60]
 """

@@ -44,8 +44,10 @@ def my_documents(files: list[Path], worker: int, workers: int, blocked: Blocklis
 def written_articles(folder: Path, worker: int, workers: int, rng: Random, passes: int) -> Iterator[Article | None]:
     """This worker's share of the articles with self-written questions, each at most `passes` times.
 
-    None says that no article is left for now; files that appear later are picked up. Without the limit, the few files of
-    the first minutes would fill all rows, and the reader would learn their passages by heart instead of learning to read.
+    None says that no article is left for now; files that appear later are picked up. Without the limit, the few
+    files of
+    the first minutes would fill all rows, and the reader would learn their passages by heart instead of learning
+    to read.
     """
     taken: dict[Path, int] = {}
     while True:
@@ -66,7 +68,9 @@ def written_articles(folder: Path, worker: int, workers: int, rng: Random, passe
 class Source:
     """Draws examples of each kind."""
 
-    def __init__(self, builder: Builder, texts: Iterator[Document], written: Iterator[Article | None], readings: list[Reading]) -> None:
+    def __init__(
+        self, builder: Builder, texts: Iterator[Document], written: Iterator[Article | None], readings: list[Reading]
+    ) -> None:
         self.builder, self.texts, self.written = builder, texts, written
         self.readings = {name: [r for r in readings if r.source == name] for name in {r.source for r in readings}}
         self.rng = builder.rng
@@ -115,7 +119,10 @@ def work(args: argparse.Namespace, config: dict[str, Any], worker: int) -> None:
     source = Source(
         builder, my_documents(files, worker, args.processes, blocked), written, load_reading_sets(args.data, blocked)
     )
-    packers = {length: Packer(length, args.out, f"w{worker}s{args.seed}", config["rows_per_shard"]) for length in config["lengths"]}
+    packers = {
+        length: Packer(length, args.out, f"w{worker}s{args.seed}", config["rows_per_shard"])
+        for length in config["lengths"]
+    }
     short, long = min(packers), max(packers)
     kinds, shares = list(config["mix"]), list(config["mix"].values())
     # Shares are of examples; a kind that gives several at once is drawn less often.

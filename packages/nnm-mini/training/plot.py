@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 def curves(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """Name of a curve -> (millions of tokens, mean cross-entropy); stages follow one another, losses of 0 are left out."""
+    """Name of a curve -> (millions of tokens, mean cross-entropy); stages follow one another, losses of 0 are left
+    out."""
     out: dict[str, list[tuple[float, float]]] = {}
     offset, last, stage = 0.0, 0.0, ""
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -2,8 +2,10 @@
 
 python run.py --config configs/full.json --data DATA --work WORK --tokenizer tokenizer [--files 4] [--no-evaluation]
 
-Uses all GPUs (one process each) and all CPU cores. `--files`: how many Wikipedia files to wait for before the passages for
-the question writer are cut; files may arrive while training already runs. Every stage resumes from its checkpoint when the
+Uses all GPUs (one process each) and all CPU cores. `--files`: how many Wikipedia files to wait for before the
+passages for
+the question writer are cut; files may arrive while training already runs. Every stage resumes from its checkpoint
+when the
 program is started again with the same WORK. Logs go to WORK/log.
 """
 
@@ -74,11 +76,21 @@ class Run:
         part = 0
         reading: subprocess.Popen[bytes] | None = None
         while len(done) < self.args.files:
-            new = [file for file in sorted(self.args.data.glob("wikipedia/*.txt*")) if file not in done and file.suffix != ".part"]
+            new = [
+                file
+                for file in sorted(self.args.data.glob("wikipedia/*.txt*"))
+                if file not in done and file.suffix != ".part"
+            ]
             if not new:
                 time.sleep(0.5)
                 continue
-            arguments = [*self.common, "--out", str(self.args.work / "text"), "--processes", str(max(1, self.cores // 2))]
+            arguments = [
+                *self.common,
+                "--out",
+                str(self.args.work / "text"),
+                "--processes",
+                str(max(1, self.cores // 2)),
+            ]
             name = f"tokenise-{part}"
             self.wait(name, self.start(name, "tokenize_corpus.py", *arguments, "--part", str(part), *map(str, new)))
             done.update(new)
@@ -100,7 +112,9 @@ class Run:
     def warm_up(self, arguments: list[str]) -> None:
         """Fill the compiler's cache for the question writer beside the running training."""
         more = ["--init", "none", "--warm-up"]
-        self.wait("warm-up", self.start("warm-up", "write_questions.py", *arguments, *more, everywhere=True), needed=False)
+        self.wait(
+            "warm-up", self.start("warm-up", "write_questions.py", *arguments, *more, everywhere=True), needed=False
+        )
 
     def export(self, stage: str) -> None:
         """Stored weights of a stage in WORK/export-<stage>, expanded ones in WORK/model-<stage>."""
@@ -108,7 +122,9 @@ class Run:
         arguments = ["--config", str(self.args.config), "--checkpoint", str(work / f"{stage}.pt")]
         arguments += ["--tokenizer", str(self.args.tokenizer), "--out", str(work / f"export-{stage}")]
         name = f"export-{stage}"
-        self.wait(name, self.start(name, "export.py", *arguments, "--expanded", str(work / f"model-{stage}")), needed=False)
+        self.wait(
+            name, self.start(name, "export.py", *arguments, "--expanded", str(work / f"model-{stage}")), needed=False
+        )
 
     def everything(self) -> None:
         """All stages in order."""
@@ -116,7 +132,14 @@ class Run:
         preparation = threading.Thread(target=self.prepare, daemon=True)
         if not (self.args.work / "prepared").exists():
             preparation.start()
-        arguments = ["--config", str(self.args.config), "--work", str(self.args.work), "--tokenizer", str(self.args.tokenizer)]
+        arguments = [
+            "--config",
+            str(self.args.config),
+            "--work",
+            str(self.args.work),
+            "--tokenizer",
+            str(self.args.tokenizer),
+        ]
         training = threading.Thread(target=self.train, args=(arguments,))
         training.start()
         if torch.cuda.is_available():
@@ -139,7 +162,14 @@ class Run:
         deals = ["squad,unanswerable,needle,facts", "distractors,closed,perplexity", "independent"]
         processes = []
         for number, tasks in enumerate(deals):
-            arguments = ["--model", str(self.args.work / "model-final"), "--data", str(self.args.data), "--samples", "40"]
+            arguments = [
+                "--model",
+                str(self.args.work / "model-final"),
+                "--data",
+                str(self.args.data),
+                "--samples",
+                "40",
+            ]
             arguments += ["--json", str(self.args.work / f"scores-{number}.json"), "--tasks", tasks]
             if torch.cuda.is_available():
                 arguments += ["--device", f"cuda:{number % self.gpus}"]

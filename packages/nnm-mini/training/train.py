@@ -3,7 +3,8 @@
 python train.py --config configs/full.json --stage base --work WORK [--init CHECKPOINT]
 torchrun --standalone --nproc-per-node 2 train.py ...        (gradients are averaged over the GPUs)
 
-WORK holds `text/` (token files), `rows/<source>/` (reading rows), `clock` (when the run began, made if missing), and gets
+WORK holds `text/` (token files), `rows/<source>/` (reading rows), `clock` (when the run began, made if missing),
+and gets
 `<stage>.pt` (checkpoint, resumed from when it exists) and `losses.jsonl`. Files that appear while it runs are
 picked up. Time in the config is seconds since the run began, or optimiser steps with `"unit": "steps"`.
 """
@@ -102,7 +103,11 @@ class Trainer:
         sources = phase.get("sources", {})
         length = phase["length"]
         long = self.lengths[-1]
-        if phase["reading"] > 0 and self.step % _LONG_EVERY == _LONG_EVERY - 1 and any(self.available.get((s, long)) for s in sources):
+        if (
+            phase["reading"] > 0
+            and self.step % _LONG_EVERY == _LONG_EVERY - 1
+            and any(self.available.get((s, long)) for s in sources)
+        ):
             length = long
         rows = max(1, self.settings["tokens_per_step"] // self.ranks.world // length)
         usable = {name: share for name, share in sources.items() if self.available.get((name, length))}
@@ -161,7 +166,12 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint (rank 0), atomically."""
         if self.ranks.rank == 0:
-            state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state(), "step": self.step, "stage": self.stage}
+            state = {
+                "model": self.model.state_dict(),
+                "optimiser": self.optimiser.state(),
+                "step": self.step,
+                "stage": self.stage,
+            }
             temporary = self.work / f"{self.stage}.pt.tmp"
             torch.save(state, temporary)
             temporary.rename(self.work / f"{self.stage}.pt")
@@ -199,8 +209,13 @@ class Trainer:
             if self.step % self.settings["log_every"] == 0 or len(recent) == 3:
                 context, answer = torch.stack(recent[-50:]).mean(0).tolist()
                 self.log(
-                    context=context, answer=answer, norm=float(norm), factor=factor, tokens_per_s=tokens / (time.time() - began),
-                    millions=tokens / 1e6, rows=sum(self.available.values()),
+                    context=context,
+                    answer=answer,
+                    norm=float(norm),
+                    factor=factor,
+                    tokens_per_s=tokens / (time.time() - began),
+                    millions=tokens / 1e6,
+                    rows=sum(self.available.values()),
                 )
             if time.time() - saved > self.settings["checkpoint_s"]:
                 saved = time.time()

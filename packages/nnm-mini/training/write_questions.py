@@ -1,10 +1,12 @@
 """Let the model write questions: tune it on real questions, sample answers and questions, keep those it answers back.
 
-[torchrun --standalone --nproc-per-node N] python write_questions.py --config configs/full.json --work WORK --init WORK/base.pt
+[torchrun --standalone --nproc-per-node N] python write_questions.py --config configs/full.json --work WORK --init
+WORK/base.pt
     --tokenizer tokenizer
 
 Reads WORK/passages (`cut_passages.py`) and WORK/rows/tune (`make_rows.py --stage tune`); writes WORK/written/*.jsonl:
-a line an article, {"title", "passages": [{"text", "pairs": [[question, answer], ...]}]}. A rank takes its share of the files.
+a line an article, {"title", "passages": [{"text", "pairs": [[question, answer], ...]}]}. A rank takes its share of
+the files.
 """
 
 from __future__ import annotations
@@ -48,7 +50,12 @@ def parse(passage: str, text: str) -> tuple[str, str] | None:
     answer, marker, question = text.partition("\nQuestion:")
     answer, question = answer.strip(), question.strip()
     fits = marker and answer in passage and 0 < len(answer) <= 90 and "\n" not in question
-    if not fits or not question.endswith("?") or not 3 < len(question.split()) < 36 or answer.lower() in question.lower():
+    if (
+        not fits
+        or not question.endswith("?")
+        or not 3 < len(question.split()) < 36
+        or answer.lower() in question.lower()
+    ):
         return None
     return question, answer
 
@@ -73,7 +80,11 @@ class Writer:
         padding = [[0]] * (size - len(usable))
         temperatures = (settings["answer_temperature"], settings["question_temperature"])
         sampled = self.decoder.sample(
-            [prompts[i] for i in usable] + padding, settings["samples"], settings["longest_text"], temperatures, self.newline
+            [prompts[i] for i in usable] + padding,
+            settings["samples"],
+            settings["longest_text"],
+            temperatures,
+            self.newline,
         )
         texts = self.tokenizer.decode_batch(sampled[: len(usable) * settings["samples"]])
         found: dict[tuple[int, str], str] = {}

@@ -1,8 +1,8 @@
 """The small reading model that comes with Neural Native Memory.
 
-    folder = nnm_mini.path()
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+folder = nnm_mini.path()
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def path() -> Path:
 
 
 def __getattr__(name: str) -> str:
-    """`CHECKSUM` is read when it is asked for: importing touches no file, and works while the weights are being made."""
+    """`CHECKSUM` is read when it is asked for: importing touches no file, and works while the weights are being
+    made."""
     if name == "CHECKSUM":
         return checksum()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,6 +31,7 @@ class Document:
 
     @property
     def held_out(self) -> bool:
+        """Whether it is kept for measuring."""
         return zlib.crc32(self.title.encode()) % HELD_OUT_EVERY == 0
 
 

@@ -15,9 +15,18 @@ END = 2
 
 
 def decode_block(
-    x: Tensor, keys: Tensor, values: Tensor, at: Tensor, seen: Tensor, cosine: Tensor, sine: Tensor, head_dim: int, *weights: Tensor
+    x: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    at: Tensor,
+    seen: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    head_dim: int,
+    *weights: Tensor,
 ) -> Tensor:
-    """One layer for one new token a row; x [rows, 1, hidden], cache [rows, kv_heads, tokens, head_dim], written at `at`.
+    """One layer for one new token a row; x [rows, 1, hidden], cache [rows, kv_heads, tokens, head_dim], written at
+    `at`.
 
     `seen` [rows, tokens] says which cache entries exist, the new one included.
     """
@@ -55,7 +64,9 @@ class Decoder:
         return F.linear(rms(hidden, self.model.final_norm).to(self.dtype), self.model.embedding.to(self.dtype)).float()
 
     @torch.no_grad()
-    def sample(self, prompts: list[list[int]], samples: int, new: int, temperatures: tuple[float, float], newline: int) -> list[list[int]]:
+    def sample(
+        self, prompts: list[list[int]], samples: int, new: int, temperatures: tuple[float, float], newline: int
+    ) -> list[list[int]]:
         """`samples` continuations of each prompt, up to `new` tokens; the second temperature holds after a newline."""
         ids, lengths = self.padded(prompts, self.length)
         x = F.embedding(ids, self.model.embedding).to(self.dtype)

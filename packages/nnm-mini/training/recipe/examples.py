@@ -1,6 +1,7 @@
 """Reading examples: passages with questions, distractors, questions that cannot be answered, needles in articles.
 
-An example is a list of `layout.Segment`. About one question turn in six is unanswerable, in five ways (`_unanswerable`).
+An example is a list of `layout.Segment`. About one question turn in six is unanswerable, in five ways
+(`_unanswerable`).
 """
 
 from __future__ import annotations
@@ -156,13 +157,19 @@ class Builder:
         date = DATE.search(question)
         if date and rng.random() < 0.5:
             others = [m[1] for m in DATE.finditer(context) if m[1] != date[1] and len(m[1]) == len(date[1])]
-            other = rng.choice(others) if others else (str(int(date[1]) + rng.randint(2, 30)) if date[1].isdigit() else "")
+            other = (
+                rng.choice(others) if others else (str(int(date[1]) + rng.randint(2, 30)) if date[1].isdigit() else "")
+            )
             return question[: date.start(1)] + other + question[date.end(1) :] if other else None
         names = [m for m in NAME.finditer(question) if m.start() > 0 and len(m[0]) > 3]
         if not names:
             return None
         name = rng.choice(names)
-        source = context if rng.random() < 0.6 else " ".join(p.text for p in article.passages) + " ".join(t for _, t in self.pool)
+        source = (
+            context
+            if rng.random() < 0.6
+            else " ".join(p.text for p in article.passages) + " ".join(t for _, t in self.pool)
+        )
         at = rng.randrange(max(1, len(source) - 3000))
         found = {m[0] for m in NAME.finditer(source[at : at + 3000]) if m.start() > 0 and len(m[0]) > 3}
         choices = sorted(other for other in found if other not in question and name[0] not in other)
@@ -180,7 +187,9 @@ class Builder:
         rng.shuffle(texts)
         if len(texts) > 1 and rng.random() < 0.5 * self.unanswerable:
             texts.remove(reading.passage)
-            pairs = [(q, DONT_KNOW) for q, a in pairs if a.lower() not in "\n".join(texts).lower()] or [(pairs[0][0], DONT_KNOW)]
+            pairs = [(q, DONT_KNOW) for q, a in pairs if a.lower() not in "\n".join(texts).lower()] or [
+                (pairs[0][0], DONT_KNOW)
+            ]
             return self._finish(texts, pairs[:3])
         article = Article("", [Passage(reading.passage, list(reading.pairs))])
         turns: list[Pair] = []
@@ -194,7 +203,9 @@ class Builder:
     def facts(self) -> Segments:
         """A note of generated facts, or several notes."""
         rng = self.rng
-        size = rng.choices([rng.randint(2, 6), rng.randint(7, 16), rng.randint(17, 40), rng.randint(41, 80)], [3, 3.5, 2.5, 1])[0]
+        size = rng.choices(
+            [rng.randint(2, 6), rng.randint(7, 16), rng.randint(17, 40), rng.randint(41, 80)], [3, 3.5, 2.5, 1]
+        )[0]
         notes = 1 if rng.random() < 0.55 else rng.randint(2, 6)
         texts, known = [], []
         facts = []

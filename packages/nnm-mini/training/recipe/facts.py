@@ -11,17 +11,41 @@ from recipe.fact_table import TABLE
 from recipe.grammar import given_names, lexicon
 from recipe.layout import DONT_KNOW
 
-_CITIES = ["Lisbon", "Oslo", "Denver", "Kyoto", "Madrid", "Berlin", "Austin", "Porto", "Prague", "Lyon", "Seattle", "Dublin", "Vienna", "Nairobi", "Lima", "Boston", "Chicago", "Toronto", "Mumbai", "Cairo", "Athens", "Zurich", "Geneva", "Helsinki", "Warsaw", "Krakow", "Seoul", "Osaka", "Perth", "Sydney", "Auckland", "Bogota", "Santiago", "Havana", "Quito", "Bristol", "Leeds", "Glasgow", "Cardiff", "Milan", "Naples", "Turin", "Florence", "Munich", "Hamburg", "Cologne", "Antwerp", "Ghent", "Utrecht"]
-_ITEMS = ["laptop", "printer", "projector", "camera", "tablet", "router", "monitor", "scanner", "bicycle", "drill", "generator", "microphone", "telescope", "keyboard", "drone", "scooter", "phone", "server", "radio", "heater", "fridge", "oven", "piano", "guitar", "tent", "kayak", "blender", "vacuum"]
-_COLOURS = ["red", "blue", "green", "yellow", "black", "white", "silver", "purple", "orange", "brown", "grey", "pink", "golden", "turquoise", "maroon"]
-_TEAMS = ["marketing", "finance", "sales", "engineering", "legal", "support", "design", "research", "logistics", "security", "operations", "purchasing", "training"]
-_PROJECTS = ["Falcon", "Orion", "Atlas", "Nimbus", "Juniper", "Cobalt", "Mercury", "Phoenix", "Saturn", "Willow", "Aurora", "Granite", "Delta", "Everest", "Comet", "Lotus", "Titan", "Zephyr", "Neptune", "Harbor", "Maple", "Quartz", "Raven", "Sable", "Tundra", "Vega", "Marlin", "Onyx", "Pioneer", "Echo", "Lynx", "Ember", "Drift", "Beacon", "Canyon"]
-_PLACES = ["the main entrance", "the server room", "the north warehouse", "the garage", "the storage room", "the gym locker", "the safe", "the cabin", "the archive", "the back gate", "the lab", "the office kitchen", "the roof door", "the parking lot", "the boathouse", "the attic", "the wine cellar", "the guest house", "the conference room", "the library", "the studio", "the greenhouse", "the vault", "the old mill"]
-_ADJECTIVES = ["amber", "brave", "calm", "dizzy", "eager", "fancy", "gentle", "happy", "icy", "jolly", "kind", "lively", "misty", "noble", "odd", "proud", "quiet", "rapid", "silent", "tiny", "urgent", "vivid", "warm", "young", "zesty", "bold", "crisp", "dusty", "early", "frozen", "grand", "hollow"]
-_NOUNS = ["anchor", "bridge", "candle", "desert", "engine", "forest", "garden", "hammer", "island", "jacket", "kettle", "lantern", "mirror", "needle", "orchard", "pencil", "quarry", "river", "saddle", "temple", "umbrella", "valley", "window", "yacht", "zebra", "button", "castle", "dragon", "feather", "glacier", "harbor", "pillow"]
-_RELATIVES = ["sister", "brother", "wife", "husband", "mother", "father", "uncle", "aunt", "cousin", "neighbour", "boss", "assistant", "dog", "cat", "parrot", "doctor"]
-_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-_MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+_CITIES = (
+    "Lisbon Oslo Denver Kyoto Madrid Berlin Austin Porto Prague Lyon Seattle Dublin Vienna Nairobi Lima Boston Chicago "
+    "Toronto Mumbai Cairo Athens Zurich Geneva Helsinki Warsaw Krakow Seoul Osaka Perth Sydney Auckland Bogota Santiago "
+    "Havana Quito Bristol Leeds Glasgow Cardiff Milan Naples Turin Florence Munich Hamburg Cologne Antwerp Ghent Utrecht"
+).split()
+_ITEMS = (
+    "laptop printer projector camera tablet router monitor scanner bicycle drill generator microphone telescope keyboard "
+    "drone scooter phone server radio heater fridge oven piano guitar tent kayak blender vacuum"
+).split()
+_COLOURS = "red blue green yellow black white silver purple orange brown grey pink golden turquoise maroon".split()
+_TEAMS = (
+    "marketing finance sales engineering legal support design research logistics security operations purchasing training"
+).split()
+_PROJECTS = (
+    "Falcon Orion Atlas Nimbus Juniper Cobalt Mercury Phoenix Saturn Willow Aurora Granite Delta Everest Comet Lotus Titan "
+    "Zephyr Neptune Harbor Maple Quartz Raven Sable Tundra Vega Marlin Onyx Pioneer Echo Lynx Ember Drift Beacon Canyon"
+).split()
+_PLACES = (
+    "the main entrance/the server room/the north warehouse/the garage/the storage room/the gym locker/the safe/the cabin/"
+    "the archive/the back gate/the lab/the office kitchen/the roof door/the parking lot/the boathouse/the attic/"
+    "the wine cellar/the guest house/the conference room/the library/the studio/the greenhouse/the vault/the old mill"
+).split("/")
+_ADJECTIVES = (
+    "amber brave calm dizzy eager fancy gentle happy icy jolly kind lively misty noble odd proud quiet rapid silent tiny "
+    "urgent vivid warm young zesty bold crisp dusty early frozen grand hollow"
+).split()
+_NOUNS = (
+    "anchor bridge candle desert engine forest garden hammer island jacket kettle lantern mirror needle orchard pencil "
+    "quarry river saddle temple umbrella valley window yacht zebra button castle dragon feather glacier harbor pillow"
+).split()
+_RELATIVES = (
+    "sister brother wife husband mother father uncle aunt cousin neighbour boss assistant dog cat parrot doctor".split()
+)
+_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+_MONTHS = "January February March April May June July August September October November December".split()
 _LISTS: dict[str, list[str]] = {
     "city": _CITIES,
     "item": _ITEMS,
@@ -31,15 +55,27 @@ _LISTS: dict[str, list[str]] = {
     "place": _PLACES,
     "day": _DAYS,
     "month": _MONTHS,
-    "food": ["peanuts", "shellfish", "milk", "eggs", "soy", "wheat", "sesame", "strawberries", "tomatoes", "mushrooms", "garlic", "honey", "almonds", "mustard"],
-    "dish": ["lasagna", "lentil soup", "apple pie", "mushroom risotto", "beef stew", "pancakes", "paella", "chicken curry", "vegetable chili", "banana bread", "goulash", "ramen", "tiramisu", "fish tacos", "pumpkin soup", "sushi", "falafel", "ratatouille", "cheesecake"],
-    "hobby": ["chess", "rock climbing", "painting", "photography", "gardening", "playing the cello", "swimming", "baking", "bird watching", "cycling", "pottery", "fencing", "sailing", "knitting", "running marathons", "archery", "stamp collecting", "surfing", "yoga", "karate", "woodworking"],
-    "job": ["nurse", "architect", "dentist", "plumber", "teacher", "pilot", "accountant", "chef", "lawyer", "electrician", "librarian", "carpenter", "data analyst", "product manager", "software engineer", "graphic designer", "mechanic", "journalist", "pharmacist", "translator"],
-    "language": ["French", "German", "Spanish", "Italian", "Portuguese", "Dutch", "Polish", "Turkish", "Arabic", "Hindi", "Japanese", "Korean", "Swedish"],
-    "subject": ["mathematics", "physics", "history", "chemistry", "geography", "biology", "music", "art", "economics", "law", "medicine", "philosophy"],
-    "bin": ["paper bin", "glass bin", "garden waste", "recycling bin", "food waste", "plastic bin", "old furniture", "metal scrap"],
+    "food": "peanuts shellfish milk eggs soy wheat sesame strawberries tomatoes mushrooms garlic honey almonds mustard".split(),
+    "dish": "lasagna/lentil soup/apple pie/mushroom risotto/beef stew/pancakes/paella/chicken curry/vegetable chili/"
+    "banana bread/goulash/ramen/tiramisu/fish tacos/pumpkin soup/sushi/falafel/ratatouille/cheesecake".split("/"),
+    "hobby": "chess/rock climbing/painting/photography/gardening/playing the cello/swimming/baking/bird watching/cycling/"
+    "pottery/fencing/sailing/knitting/running marathons/archery/stamp collecting/surfing/yoga/karate/woodworking".split(
+        "/"
+    ),
+    "job": "nurse/architect/dentist/plumber/teacher/pilot/accountant/chef/lawyer/electrician/librarian/carpenter/"
+    "data analyst/product manager/software engineer/graphic designer/mechanic/journalist/pharmacist/translator".split(
+        "/"
+    ),
+    "language": "French German Spanish Italian Portuguese Dutch Polish Turkish Arabic Hindi Japanese Korean Swedish".split(),
+    "subject": "mathematics physics history chemistry geography biology music art economics law medicine philosophy".split(),
+    "bin": "paper bin/glass bin/garden waste/recycling bin/food waste/plastic bin/old furniture/metal scrap".split("/"),
 }
-_FILLER = ["The weather has been nice this week.", "Please keep this note safe.", "Nothing else happened today.", "It was a long day.", "The coffee machine was repaired again.", "We also talked about the summer party.", "The team went for lunch together.", "Traffic was heavy in the morning.", "The next update will follow soon.", "Several people asked about the new schedule.", "More details are in the shared folder.", "Everyone agreed that the meeting was useful.", "The printer ran out of paper."]
+_FILLER = (
+    "The weather has been nice this week./Please keep this note safe./Nothing else happened today./It was a long day./"
+    "The coffee machine was repaired again./We also talked about the summer party./The team went for lunch together./"
+    "Traffic was heavy in the morning./The next update will follow soon./Several people asked about the new schedule./"
+    "More details are in the shared folder./Everyone agreed that the meeting was useful./The printer ran out of paper."
+).split("/")
 _LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 
 
@@ -105,13 +141,17 @@ def _time(rng: Random) -> str:
 
 
 def _price(rng: Random) -> str:
-    value = rng.choice([str(rng.randint(5, 999)), f"{rng.randint(1, 99)},{digits(rng, 3)}", f"{rng.randint(2, 90)}.{digits(rng, 2)}"])
+    value = rng.choice(
+        [str(rng.randint(5, 999)), f"{rng.randint(1, 99)},{digits(rng, 3)}", f"{rng.randint(2, 90)}.{digits(rng, 2)}"]
+    )
     return rng.choice([f"${value}", f"{value} dollars", f"{value} euros", f"€{value}", f"£{value}"])
 
 
 def _company(rng: Random) -> str:
-    first = rng.choice(["Nova", "Blue", "Green", "Silver", "North", "Bright", "Red", "Iron", "Clear", "Deep", "Star", "River", "Stone", "Sun", "Terra", "Aqua", "Luna"])
-    return first + rng.choice(["tech", "soft", "works", "line", "field", "wave", "labs", "media", "bank", "point"])
+    first = rng.choice(
+        "Nova Blue Green Silver North Bright Red Iron Clear Deep Star River Stone Sun Terra Aqua Luna".split()
+    )
+    return first + rng.choice("tech soft works line field wave labs media bank point".split())
 
 
 class Generator:
@@ -139,7 +179,9 @@ class Generator:
             "minutes": lambda r: f"{r.randint(5, 180)} minutes",
             "amount": lambda r: f"{r.randint(1, 900)} {r.choice(['grams', 'ml', 'cups', 'spoons', 'ounces'])}",
             "age": lambda r: str(r.randint(18, 90)),
-            "street": lambda r: f"{r.randint(1, 250)} {r.choice(_NOUNS).capitalize()} {r.choice(['Street', 'Road', 'Lane'])}",
+            "street": lambda r: (
+                f"{r.randint(1, 250)} {r.choice(_NOUNS).capitalize()} {r.choice(['Street', 'Road', 'Lane'])}"
+            ),
             "secret": lambda r: f"{r.choice(_ADJECTIVES)} {r.choice(_NOUNS)}",
             "thing": lambda r: f"{r.choice(_COLOURS)} {r.choice(_ITEMS)}",
             "person": lambda _: self.person(),
@@ -203,7 +245,9 @@ class Generator:
         keys = {fact.key for fact in facts}
         if facts and self.rng.random() < 0.5:
             subject = self.rng.choice(facts).key.split(":", 1)[1]
-            kinds = {relations()[int(fact.key.split(":")[0])].subject for fact in facts if fact.key.endswith(":" + subject)}
+            kinds = {
+                relations()[int(fact.key.split(":")[0])].subject for fact in facts if fact.key.endswith(":" + subject)
+            }
             others = [i for i, r in enumerate(relations()) if r.subject in kinds and f"{i}:{subject}" not in keys]
             if others:
                 wording = self.rng.choice(relations()[self.rng.choice(others)].questions)

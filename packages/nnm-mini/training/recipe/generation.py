@@ -41,7 +41,12 @@ class Answerer:
             chosen, order = order[:size], order[size:]
             ids, mask = _left_padded([prompts[i] for i in chosen], self.device)
             produced = self.model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=[2, 0], pad_token_id=0
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                eos_token_id=[2, 0],
+                pad_token_id=0,
             )
             for i, row in zip(chosen, produced[:, ids.shape[1] :].tolist(), strict=True):
                 out[i] = self._text(row)
@@ -105,7 +110,9 @@ class Answerer:
 
         return turn
 
-    def _continue(self, states: list[tuple[Tensor, Tensor]], lengths: list[int], questions: list[list[int]]) -> list[str]:
+    def _continue(
+        self, states: list[tuple[Tensor, Tensor]], lengths: list[int], questions: list[list[int]]
+    ) -> list[str]:
         from transformers import DynamicCache
 
         cache = DynamicCache()
@@ -118,7 +125,9 @@ class Answerer:
         positions = filled[:, None] + (question_mask.cumsum(1) - 1).clamp(min=0)
         produced: list[Tensor] = []
         for _ in range(NEW_TOKENS):
-            logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+            logits = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache
+            ).logits
             ids = logits[:, -1].argmax(-1)[:, None]
             produced.append(ids[:, 0])
             if bool(torch.stack(produced).eq(2).any(0).all()):
@@ -136,7 +145,9 @@ def _left_padded(sequences: list[list[int]], device: torch.device) -> tuple[Tens
 
 
 @torch.no_grad()
-def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], length: int = 1024, batch: int = 8) -> dict[str, float]:
+def perplexity(
+    model: Any, tokenizer: Any, texts: Sequence[str], length: int = 1024, batch: int = 8
+) -> dict[str, float]:
     """Perplexity a token over windows of `length` tokens, each within one document that starts with <|endoftext|>."""
     windows: list[list[int]] = []
     for text in texts:

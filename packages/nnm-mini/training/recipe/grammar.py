@@ -17,10 +17,12 @@ _IRREGULAR = (
     "felt:feel meant:mean paid:pay heard:hear sang:sing threw:throw struck:strike shot:shoot stole:steal sought:seek "
     "caught:catch sat:sit bore:bear laid:lay dealt:deal fled:flee sank:sink shook:shake arose:arise overcame:overcome"
 )
-_NOT_PAST = "based located called named used united set known born advanced need seed speed hundred indeed noted retired"
+_NOT_PAST = (
+    "based located called named used united set known born advanced need seed speed hundred indeed noted retired"
+)
 _NOT_PRESENT = "is was has does as its this his series species states years times"
-AUXILIARIES = frozenset(["was", "were", "is", "are", "has", "have", "had", "can", "could", "will", "would", "may", "must", "should"])
-MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+AUXILIARIES = frozenset("was were is are has have had can could will would may must should".split())
+MONTHS = "January February March April May June July August September October November December".split()
 _MONTH = "(?:" + "|".join(MONTHS) + ")"
 DATE = re.compile(
     rf"(\d{{1,2}} {_MONTH} \d{{4}}|{_MONTH} \d{{1,2}}, \d{{4}}|{_MONTH} \d{{4}}|\d{{1,2}} {_MONTH}|{_MONTH} \d{{1,2}}"
@@ -38,13 +40,16 @@ NAME = re.compile(
 QUOTED = re.compile(r'"([^"]{3,60})"')
 PRONOUNS = frozenset({"He", "She", "It", "They"})
 _LOWERED = frozenset(
-    ["The", "A", "An", "This", "These", "Those", "Its", "His", "Her", "Their", "Most", "Many", "Some", "All", "Both", "Several", "Each", "Another", "One", "Two", "Three", "Other", "Such", "In", "On", "At", "During", "After", "Before", "Modern", "Early"]
+    "The A An This These Those Its His Her Their Most Many Some All Both Several Each Another One Two Three Other Such "
+    "In On At During After Before Modern Early".split()
 )
 STOP = frozenset(
-    ["the", "a", "an", "of", "in", "on", "at", "by", "to", "from", "with", "for", "and", "or", "as", "is", "was", "were", "are", "be", "been", "has", "had", "have", "it", "its", "he", "she", "his", "her", "they", "their", "that", "this", "which", "who", "whom", "whose", "what", "when", "where", "how", "many", "did", "does", "do", "into", "after", "before", "during", "between", "under", "over", "about", "also", "not", "but", "than", "then", "there", "these", "those", "such", "most", "more", "one", "two", "first", "other", "near", "year", "date"]
+    "the a an of in on at by to from with for and or as is was were are be been has had have it its he she his her they "
+    "their that this which who whom whose what when where how many did does do into after before during between under "
+    "over about also not but than then there these those such most more one two first other near year date".split()
 )
 _BEFORE_NO_VERB = frozenset(
-    ["to", "who", "which", "that", "and", "or", "of", "the", "a", "an", "by", "not", "never", "best", "most", "well", "his", "her", "its", "their", "in", "with", "from", "for", "more", "as"]
+    "to who which that and or of the a an by not never best most well his her its their in with from for more as".split()
 )
 _CLAUSE = re.compile(
     r", (?:which|who|where|and|but|although|though|while|with|as|including|whose|when|after|because|so)\b"
@@ -177,7 +182,11 @@ def _verb_index(words: list[str]) -> int | None:
         if words[i - 1] in _BEFORE_NO_VERB:
             continue
         is_past = word in past_forms()
-        if is_past and at is not None and following in ("by", "in", "on", "at", "from", "to", "as", "with", "for", "near"):
+        if (
+            is_past
+            and at is not None
+            and following in ("by", "in", "on", "at", "from", "to", "as", "with", "for", "near")
+        ):
             continue  # a participle behind its noun: the auxiliary that follows is the verb
         if is_past or (word in present_forms() and following[:1].islower() and words[i - 1][:1].isupper()):
             return i

@@ -136,7 +136,8 @@ def positions_of(example: Tensor) -> Tensor:
 
 
 def may_see(example_q: Tensor, example_k: Tensor, group_q: Tensor, group_k: Tensor) -> Tensor:
-    """Whether a query sees an earlier key: same example, and the shared part, or itself not in a passage, or the same passage.
+    """Whether a query sees an earlier key: same example, and the shared part, or itself not in a passage, or the
+    same passage.
 
     See `layout` for the groups. Question and separators (group <= 0) see everything before them; a passage sees the
     shared prefix (group 0) and itself.

@@ -1,7 +1,8 @@
 """Muon for the matrices, AdamW for the embedding and the gains.
 
 Muon: momentum, then five Newton-Schulz steps towards the nearest orthogonal matrix (K. Jordan et al., 2024,
-https://kellerjordan.github.io/posts/muon), scaled by 0.2 * sqrt(largest side) as in "Muon is scalable" (arXiv:2502.16982).
+https://kellerjordan.github.io/posts/muon), scaled by 0.2 * sqrt(largest side) as in "Muon is scalable"
+(arXiv:2502.16982).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _MOMENTUM = 0.95
 
 
 def orthogonal(gradient: Tensor, momentum: Tensor) -> Tensor:
-    """Update directions of a stack of equal-shaped matrices [n, rows >= columns, columns]; `momentum` changes in place."""
+    """Update directions of a stack of equal-shaped matrices [n, rows >= columns, columns]; `momentum` changes in
+    place."""
     momentum.lerp_(gradient, 1 - _MOMENTUM)
     x = gradient.lerp(momentum, _MOMENTUM).bfloat16().mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

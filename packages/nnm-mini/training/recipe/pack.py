@@ -25,7 +25,9 @@ _LAST_EXAMPLE = 250
 def encode(tokenizer: Tokenizer, examples: Sequence[Sequence[Segment]]) -> list[Row]:
     """Tokenise examples segment by segment."""
     encoded = iter(
-        tokenizer.encode_batch([segment.text for segments in examples for segment in segments], add_special_tokens=False)
+        tokenizer.encode_batch(
+            [segment.text for segments in examples for segment in segments], add_special_tokens=False
+        )
     )
     out: list[Row] = []
     for segments in examples:
@@ -37,7 +39,9 @@ def encode(tokenizer: Tokenizer, examples: Sequence[Sequence[Segment]]) -> list[
             tokens += ids
             loss += [segment.loss] * len(ids)
             group += [segment.group] * len(ids)
-        out.append({"tokens": np.array(tokens, np.uint16), "loss": np.array(loss, np.uint8), "group": np.array(group, np.int8)})
+        out.append(
+            {"tokens": np.array(tokens, np.uint16), "loss": np.array(loss, np.uint8), "group": np.array(group, np.int8)}
+        )
     return out
 
 
@@ -53,7 +57,9 @@ class Packer:
     def add(self, example: Row) -> None:
         """Put one example (at most `length` tokens) into the fullest row that still has room."""
         size = len(example["tokens"])
-        fits = [i for i, (used, row) in enumerate(self.open) if used + size <= self.length + 1 and len(row) < _LAST_EXAMPLE]
+        fits = [
+            i for i, (used, row) in enumerate(self.open) if used + size <= self.length + 1 and len(row) < _LAST_EXAMPLE
+        ]
         index = max(fits, key=lambda i: self.open[i][0]) if fits else -1
         used, row = self.open.pop(index) if fits else (0, [])
         row.append(example)

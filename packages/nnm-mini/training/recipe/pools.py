@@ -1,4 +1,5 @@
-"""Training data on the device: text as one token stream, reading rows by source and length, both growing as files appear."""
+"""Training data on the device: text as one token stream, reading rows by source and length, both growing as files
+appear."""
 
 from __future__ import annotations
 
@@ -23,9 +24,12 @@ class Batch:
 
 
 class TextPool:
-    """All text tokens in one stream; `batch` cuts it at a random offset into windows, each used once before the next cut."""
+    """All text tokens in one stream; `batch` cuts it at a random offset into windows, each used once before the
+    next cut."""
 
-    def __init__(self, folder: Path, device: torch.device, generator: torch.Generator, pattern: str = "text-*.npy") -> None:
+    def __init__(
+        self, folder: Path, device: torch.device, generator: torch.Generator, pattern: str = "text-*.npy"
+    ) -> None:
         self.folder, self.device, self.generator, self.pattern = folder, device, generator, pattern
         self.files: set[Path] = set()
         self.stream = torch.zeros(0, dtype=torch.int16, device=device)
@@ -48,7 +52,9 @@ class TextPool:
     def batch(self, rows: int, length: int) -> Batch:
         """Windows with documents told apart by the <|endoftext|> (token 0) in front of each."""
         if length not in self.starts or self.starts[length].numel() < rows:
-            offset = int(torch.randint(max(1, min(length, self.stream.numel() - length)), (1,), generator=self.generator))
+            offset = int(
+                torch.randint(max(1, min(length, self.stream.numel() - length)), (1,), generator=self.generator)
+            )
             count = (self.stream.numel() - offset - 1) // length
             order = torch.randperm(max(count, 1), generator=self.generator)
             if count < rows:
@@ -67,7 +73,9 @@ class TextPool:
 class RowPool:
     """Rows of one source; the least used ones come first. Of several ranks, each loads its own share of the files."""
 
-    def __init__(self, folder: Path, device: torch.device, generator: torch.Generator, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, folder: Path, device: torch.device, generator: torch.Generator, rank: int = 0, world: int = 1
+    ) -> None:
         self.folder, self.device, self.generator, self.rank, self.world = folder, device, generator, rank, world
         self.files: set[Path] = set()
         self.seen = 0
@@ -77,7 +85,11 @@ class RowPool:
 
     def refresh(self) -> bool:
         """Load this rank's share of the new files; true if there were any."""
-        new = [file for file in sorted(self.folder.glob("*.npz"), key=lambda f: (f.stat().st_mtime_ns, f.name)) if file not in self.files]
+        new = [
+            file
+            for file in sorted(self.folder.glob("*.npz"), key=lambda f: (f.stat().st_mtime_ns, f.name))
+            if file not in self.files
+        ]
         found: dict[int, list[dict[str, np.ndarray]]] = {}  # type: ignore[type-arg]  # arrays of several dtypes
         for file in new:
             self.files.add(file)
@@ -118,4 +130,6 @@ class RowPool:
 
 def joined(parts: list[Batch]) -> Batch:
     """Batches of equal length, one below the other."""
-    return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "loss", "example", "group")))
+    return Batch(
+        *(torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "loss", "example", "group"))
+    )

@@ -46,5 +46,7 @@ def write_manifest(folder: Path) -> str:
     """Digests of all files and the checksum over them; returns the checksum."""
     files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != MANIFEST}
     checksum = hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in files.items()).encode()).hexdigest()
-    (folder / MANIFEST).write_text(json.dumps({"checksum": checksum, "files": files}, indent=1) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(
+        json.dumps({"checksum": checksum, "files": files}, indent=1) + "\n", encoding="utf-8"
+    )
     return checksum

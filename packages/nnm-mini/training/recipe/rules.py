@@ -27,7 +27,72 @@ Candidate = tuple[str, str, float]
 """A question, its answer, the weight it is drawn with."""
 
 _SYNONYMS: dict[str, tuple[str, ...]] = {}
-for _pair in ["founded/established", "founded/created", "located/situated", "began/started", "begin/start", "film/movie", "largest/biggest", "area/region", "built/constructed", "build/construct", "completed/finished", "complete/finish", "received/got", "receive/get", "obtain/get", "released/issued", "main/primary", "company/firm", "song/track", "album/record", "author/writer", "named/called", "produced/made", "produce/make", "country/nation", "approximately/about", "about/roughly", "home/residence", "help/assist", "moved/relocated", "bought/purchased", "buy/purchase", "used/utilized", "show/display", "include/contain", "includes/contains", "play/perform", "job/occupation", "ended/finished", "end/finish", "often/frequently", "usually/typically", "people/individuals", "war/conflict", "original/initial", "entire/whole", "discovered/found", "discover/find", "leader/head", "required/needed", "require/need", "appeared/featured", "allow/let", "increase/rise", "decrease/decline", "launched/started", "publish/issue", "designed/planned", "destroyed/ruined", "students/pupils", "highest/tallest", "composed/wrote", "develop/create", "developed/created"]:
+for _pair in [
+    "founded/established",
+    "founded/created",
+    "located/situated",
+    "began/started",
+    "begin/start",
+    "film/movie",
+    "largest/biggest",
+    "area/region",
+    "built/constructed",
+    "build/construct",
+    "completed/finished",
+    "complete/finish",
+    "received/got",
+    "receive/get",
+    "obtain/get",
+    "released/issued",
+    "main/primary",
+    "company/firm",
+    "song/track",
+    "album/record",
+    "author/writer",
+    "named/called",
+    "produced/made",
+    "produce/make",
+    "country/nation",
+    "approximately/about",
+    "about/roughly",
+    "home/residence",
+    "help/assist",
+    "moved/relocated",
+    "bought/purchased",
+    "buy/purchase",
+    "used/utilized",
+    "show/display",
+    "include/contain",
+    "includes/contains",
+    "play/perform",
+    "job/occupation",
+    "ended/finished",
+    "end/finish",
+    "often/frequently",
+    "usually/typically",
+    "people/individuals",
+    "war/conflict",
+    "original/initial",
+    "entire/whole",
+    "discovered/found",
+    "discover/find",
+    "leader/head",
+    "required/needed",
+    "require/need",
+    "appeared/featured",
+    "allow/let",
+    "increase/rise",
+    "decrease/decline",
+    "launched/started",
+    "publish/issue",
+    "designed/planned",
+    "destroyed/ruined",
+    "students/pupils",
+    "highest/tallest",
+    "composed/wrote",
+    "develop/create",
+    "developed/created",
+]:
     _left, _right = _pair.split("/")
     _SYNONYMS[_left] = (*_SYNONYMS.get(_left, ()), _right)
     _SYNONYMS[_right] = (*_SYNONYMS.get(_right, ()), _left)
@@ -45,7 +110,9 @@ def when(date: str, rng: Random) -> str:
     """A question word for a date."""
     if re.fullmatch(r"\d{4}", date):
         return rng.choice(["When", "When", "In what year", "In which year", "What year"])
-    return rng.choice(["When", "When", "On what date" if "century" not in date and not date.endswith("s") else "In what period"])
+    return rng.choice(
+        ["When", "When", "On what date" if "century" not in date and not date.endswith("s") else "In what period"]
+    )
 
 
 def with_synonyms(question: str, rng: Random) -> str:
@@ -113,14 +180,25 @@ def _dates(clause: Clause, subject: str, rng: Random) -> list[Candidate]:
         if not before:
             continue
         lead = " ".join(trim(rest[: before.start()]).split(" ")[-14:])
-        after = shorten(trim(rest[date.end() :]), rng, 6) if rng.random() < 0.4 and rest[date.end() : date.end() + 1] != "," else ""
+        after = (
+            shorten(trim(rest[date.end() :]), rng, 6)
+            if rng.random() < 0.4 and rest[date.end() : date.end() + 1] != ","
+            else ""
+        )
         out.append((clause.ask(when(date[1], rng), subject, f"{lead} {after}"), date[1], 4))
     return out
 
 
 def _agent(clause: Clause, subject: str, rng: Random) -> list[Candidate]:
-    found = re.search(rf"^(?:\w+ly )?(\w+(?:ed|en|wn|lt|ld|un|de|it|ne|ught)) (.{{0,60}}?)\bby ({NAME.pattern})", clause.rest)
-    if clause.base or clause.auxiliary not in ("was", "were", "is", "are") or not found or found[3].split(" ")[0] in MONTHS:
+    found = re.search(
+        rf"^(?:\w+ly )?(\w+(?:ed|en|wn|lt|ld|un|de|it|ne|ught)) (.{{0,60}}?)\bby ({NAME.pattern})", clause.rest
+    )
+    if (
+        clause.base
+        or clause.auxiliary not in ("was", "were", "is", "are")
+        or not found
+        or found[3].split(" ")[0] in MONTHS
+    ):
         return []
     participle, middle, answer = found[1], found[2], found[3].split(",")[0]
     if participle in past_forms() and rng.random() < 0.6:
@@ -152,8 +230,12 @@ def _reason_and_name(clause: Clause, subject: str, rng: Random) -> list[Candidat
     rest = trim(clause.rest)
     why = re.search(r" (because|due to|in order to|so that) ([^.;]{8,80})$", rest)
     if why:
-        out.append((clause.ask("Why", subject, trim(rest[: why.start()])), why[2] if rng.random() < 0.6 else why[0].strip(), 3))
-    called = re.search(r'\b(?:called|named|known as|titled|entitled|nicknamed) (?:the )?"?([A-Z][^,;."]{2,40})(?=[,;."]|$)', rest)
+        out.append(
+            (clause.ask("Why", subject, trim(rest[: why.start()])), why[2] if rng.random() < 0.6 else why[0].strip(), 3)
+        )
+    called = re.search(
+        r'\b(?:called|named|known as|titled|entitled|nicknamed) (?:the )?"?([A-Z][^,;."]{2,40})(?=[,;."]|$)', rest
+    )
     if called:
         out.append((clause.ask("What", subject, trim(rest[: called.start(1)].rstrip('"'))), called[1].strip(), 3))
     return out
@@ -167,10 +249,28 @@ def _names(clause: Clause, subject: str, rng: Random) -> list[Candidate]:
         preposition = before.split(" ")[-1] if before else ""
         if name.split(" ")[0] in MONTHS or len(name) < 3:
             continue
-        if preposition not in ("in", "at", "near", "from", "to", "outside", "into", "for", "with", "of", "on", "against", "as"):
+        if preposition not in (
+            "in",
+            "at",
+            "near",
+            "from",
+            "to",
+            "outside",
+            "into",
+            "for",
+            "with",
+            "of",
+            "on",
+            "against",
+            "as",
+        ):
             continue
         body = " ".join(trim(before[: -len(preposition)]).split(" ")[-14:])
-        after = shorten(trim(rest[found.end() :]), rng, 6) if rng.random() < 0.4 and rest[found.end() :][:1] not in ",;" else ""
+        after = (
+            shorten(trim(rest[found.end() :]), rng, 6)
+            if rng.random() < 0.4 and rest[found.end() :][:1] not in ",;"
+            else ""
+        )
         if preposition in ("in", "at", "near", "outside") and not is_person(name) and rng.random() < 0.8:
             out.append((clause.ask("Where", subject, f"{body} {after}"), name, 3))
         elif rng.random() < 0.5:
@@ -251,7 +351,13 @@ def pairs_of(sentence: str, title: str, rng: Random, most: int) -> list[tuple[st
         index = rng.choices(range(len(candidates)), [weight for _, _, weight in candidates])[0]
         question, answer, _ = candidates.pop(index)
         answer = answer.strip(' ,;:"')
-        if not answer or len(answer) > 100 or answer in seen or answer not in sentence or answer.lower() in question.lower():
+        if (
+            not answer
+            or len(answer) > 100
+            or answer in seen
+            or answer not in sentence
+            or answer.lower() in question.lower()
+        ):
             continue
         question = polish(question, rng)
         enough = len(question.split(" ")) > 3 and len(content_words(question)) > 1

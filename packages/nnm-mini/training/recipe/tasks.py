@@ -64,11 +64,23 @@ NEEDLE_WORDINGS = (
     ("For {p} the combination was changed to {c}.", "To what was the combination for {p} changed?"),
     ("The PIN that guards {p} happens to be {c}.", "Which PIN guards {p}?"),
 )
-NEEDLE_PLACES = ["the film archive", "the east pavilion", "the bell tower", "the seed bank", "the harbour office", "the puppet theatre", "the ice house", "the map room", "the weather station", "the tram depot"]
+NEEDLE_PLACES = [
+    "the film archive",
+    "the east pavilion",
+    "the bell tower",
+    "the seed bank",
+    "the harbour office",
+    "the puppet theatre",
+    "the ice house",
+    "the map room",
+    "the weather station",
+    "the tram depot",
+]
 
 
 def needles(documents: Sequence[Document], count: int = 100, seed: int = 7) -> list[Case]:
-    """A 6-digit code hidden in 2,500-8,000 characters of a held-out article, in wordings and places never trained on."""
+    """A 6-digit code hidden in 2,500-8,000 characters of a held-out article, in wordings and places never trained
+    on."""
     rng = Random(seed)
     long = [document for document in documents if len(document.text) > 2500]
     out = []
