@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 from uuid import NAMESPACE_OID, uuid5
 
-import pytest
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery, VectorStoreQueryResult
+
+from llamaindex_nnm.testing.needed import pytest
 
 Case = TypeVar("Case", bound=Callable[..., Any])
 _NEEDS = "needed_abilities"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     FilterCondition,
@@ -16,6 +15,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from llamaindex_nnm.testing.base import EVERYBODY, StoreFactory, names, needs, node, people, query
+from llamaindex_nnm.testing.needed import pytest
 
 OP = FilterOperator
 # key, operator, value, who passes

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
-import pytest
 from llama_index.core.base.llms.types import ChatMessage, LLMMetadata, MessageRole
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, LlamaDebugHandler
 from llama_index.core.llms.llm import LLM
 from llama_index.core.prompts import PromptTemplate
 
 from llamaindex_nnm.testing.base import Cases
+from llamaindex_nnm.testing.needed import pytest
 
 PROMPT = "Say something short."
 CHAT = [ChatMessage(role=MessageRole.SYSTEM, content="Be brief."), ChatMessage(role=MessageRole.USER, content=PROMPT)]
@@ -159,7 +159,7 @@ class LLMConformance(Cases):
         llm, handler = traced
         message = ChatMessage(role=MessageRole.USER, content=PROMPT)
         message.blocks = [object()]  # type: ignore[list-item]  # nothing can make a prompt of this
-        with pytest.raises(Exception):  # noqa: B017, PT011  # whatever the LLM finds wrong with it
+        with pytest.raises(Exception):  # whatever the LLM finds wrong with it
             llm.chat([message])
         ((_, end),) = self._pairs(handler)
         assert EventPayload.EXCEPTION in end.payload

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.schema import QueryBundle
@@ -29,6 +28,7 @@ from llamaindex_nnm.testing.base import (
     people,
     query,
 )
+from llamaindex_nnm.testing.needed import pytest
 
 # Two nodes alike next to the query, one on the other side, one far away: what diversity has to choose among.
 CHOICE = [

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import pytest
 from llama_index.core.schema import MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
@@ -29,6 +28,7 @@ from llamaindex_nnm.testing.base import (
     people,
     query,
 )
+from llamaindex_nnm.testing.needed import pytest
 
 BORN_1990 = MetadataFilters(filters=[MetadataFilter(key="born", value=1990, operator=FilterOperator.EQ)])
 
