@@ -59,11 +59,11 @@ def _version(name: str) -> str | None:
         return None
 
 
-def timed(work: Callable[[], Any]) -> float:
-    """Seconds that `work` takes."""
-    started = time.perf_counter()
+def timed(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds that `work` takes by `clock`: `time.process_time` counts this process's own work on a busy machine."""
+    started = clock()
     work()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def side_by_side(arms: Mapping[str, Callable[[int], float]], repeats: int) -> dict[str, list[float]]:
