@@ -50,6 +50,19 @@ def test_a_chat_with_given_memories_is_nnms_own_prompt(nnm: NNM) -> None:
     assert [hit.memory.id for hit in chat.hits] == ["falcon"]
 
 
+def test_a_question_with_given_memories_gets_the_engines_system_turn_unless_it_has_one(nnm: NNM) -> None:
+    with NNM.open(nnm.model, namespace="system", system="Be brief.") as brief:
+        brief.add(FALCON, ids="falcon")
+        own = brief.answer("Who leads?", memories=["falcon"], max_tokens=6)
+        chat = brief.answer([Message("user", "Who leads?")], memories=["falcon"], max_tokens=6)
+        assert chat.token_ids == own.token_ids
+        assert chat.receipt.memories == {"falcon": "injected"}
+        asked = [Message("system", "Be kind."), Message("user", "Who leads?")]
+        prompt = chat_prompt(asked, brief.leases, given=brief.get("falcon"), system="Be brief.")
+        assert [turn.role for turn in prompt.messages] == ["system", "user"]
+        assert prompt.messages[0].parts == ("Be kind.",)
+
+
 def test_references_are_found_but_take_no_lease(nnm: NNM) -> None:
     prompt = [Message("user", f"{FALCON}\n\nWho leads?")]
     assert nnm.answer(prompt, references=nnm.get(["falcon"]), max_tokens=1).receipt.memories == {"falcon": "read"}

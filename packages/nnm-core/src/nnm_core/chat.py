@@ -38,6 +38,7 @@ def chat_prompt(
     scope: str = "",
     given: Sequence[Memory] = (),
     references: Sequence[Memory] = (),
+    system: str | None = None,
 ) -> ChatPrompt:
     """Put memories where their text stands.
 
@@ -48,6 +49,7 @@ def chat_prompt(
         given: memories that must be in the prompt; those whose text does not stand in it are put, in this order, in
             front of the last user turn, in NNM's own layout.
         references: memories that may be looked for in this prompt, beside the leased ones.
+        system: the system turn of NNM's own layout, for prompts that `given` had to be put into and that have none.
 
     Raises:
         InvalidInputError: no messages.
@@ -62,6 +64,8 @@ def chat_prompt(
     absent = [memory for memory in given if memory.id not in {m.id for m in found}]
     if absent:
         turns = _insert(turns, absent)
+        if system and all(turn.role != "system" for turn in turns):
+            turns = [PromptMessage("system", (system,)), *turns]
         found = _memories(part for turn in turns for part in turn.parts)
     return ChatPrompt(turns, found, () if found else missed)
 

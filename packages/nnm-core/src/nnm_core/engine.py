@@ -397,7 +397,7 @@ class NNM(VectorFace):
         given = {hit.memory.id: hit for hit in self._given(memories or ())}
         known = [hit.memory for hit in given.values()]
         also = [memory for memory in references if memory.namespace == self.namespace]
-        prompt = chat_prompt(messages, self.leases, scope=scope, given=known, references=also)
+        prompt = chat_prompt(messages, self.leases, scope=scope, given=known, references=also, system=self.system)
         if strict and prompt.missed:
             raise MemoryNotInjectedError(
                 f"None of the recalled memories stands in the prompt: {', '.join(m.id for m in prompt.missed)}.",
