@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import runpy
 from pathlib import Path
 
 import pytest
 
-from nnm_core.model.load import LoadedModel, load_model
+from nnm_core.model.load import LoadedModel
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # The words of answers depend on the model; what was injected does not.
@@ -25,19 +23,6 @@ SHOWN = {
     "langchain_side_by_side": ["classic ", "nnm again ", "injected    0 in"],
     "langchain_swap_retriever": ["Maria Lopez leads the Falcon project.", "{'topic': 'home', 'year': 2024}"],
 }
-
-
-@pytest.fixture(scope="module")
-def reader() -> LoadedModel:
-    name = os.environ.get("NNM_TEST_MODEL", "nnm-mini")
-    if name == "nnm-mini":
-        if importlib.util.find_spec("nnm_mini") is None:
-            pytest.skip("the package nnm-mini is not installed")
-        import nnm_mini
-
-        if not any(nnm_mini.path().glob("*.safetensors")):
-            pytest.skip("the package nnm-mini has no weights here")
-    return load_model(name)
 
 
 def test_every_example_is_tested() -> None:
