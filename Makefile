@@ -16,6 +16,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 export WANDB_MODE := disabled
 export DO_NOT_TRACK := 1
+# Threads that wait do not spin: on a busy machine spinning costs several times what it can save on an idle one.
+export OMP_WAIT_POLICY := PASSIVE
 
 PROJECTS := $(wildcard packages/*/pyproject.toml)
 CORE     := packages/nnm-core packages/nnm-mini
