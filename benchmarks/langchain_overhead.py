@@ -11,7 +11,8 @@ stream     ChatNNM.stream(messages)
 astream    ChatNNM.astream(messages), on an event loop
 prompt     ChatPromptTemplate | ChatNNM, invoked
 
-once where the prompt is read and once where its memories are injected, where there is least to hide behind.
+once where the prompt is read and once where its memories are injected, where there is least to hide behind. On a
+machine that does other things too, `--clock cpu` counts the processor's time in place of the wall's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,10 +31,10 @@ from rich.table import Table
 
 from langchain_nnm import ChatNNM
 from nnm_core import NNM, Message
-from nnm_core.evaluation.benchmark import environment, parser, side_by_side, spread, texts_of_length, timed
+from nnm_core.evaluation.benchmark import environment, parser, side_by_side, spread, texts_of_length
 from nnm_core.evaluation.report import seconds, write_json
 
-MEMORIES, TOKENS = 4, 240
+MEMORIES = 4
 QUESTION = "What are these texts about?"
 MODES = {"read": "read", "injected": "inject"}
 
@@ -41,13 +43,16 @@ def main() -> None:
     """Measure, print, save."""
     options = parser(str(__doc__).splitlines()[0], repeats=9)
     options.add_argument("--max-tokens", type=int, default=16, help="tokens that are decoded")
+    options.add_argument("--tokens", type=int, default=240, help="tokens of each of the four memories")
+    options.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="which seconds are counted")
     arguments = options.parse_args()
     with NNM.open(arguments.model, device=arguments.device) as engine:
         results = {name: measure(engine, mode, arguments) for name, mode in MODES.items()}
         config = environment(engine.model) | {
             "repeats": arguments.repeats,
             "max_tokens": arguments.max_tokens,
-            "prompt_tokens": prompt_tokens(engine),
+            "clock": arguments.clock,
+            "prompt_tokens": prompt_tokens(engine, arguments.tokens),
         }
     report = {
         "arms": {
@@ -62,7 +67,7 @@ def main() -> None:
 
 def measure(engine: NNM, mode: Any, arguments: Any) -> dict[str, list[float]]:
     """Seconds of each arm, `repeats` times, on the same prompt."""
-    text = prompt(engine)
+    text = prompt(engine, arguments.tokens)
     chat = ChatNNM(nnm=engine, max_tokens=arguments.max_tokens, mode=mode)
     chain = ChatPromptTemplate.from_messages([("user", "{text}")]) | chat
     asked, human = [Message("user", text)], [HumanMessage(text)]
@@ -81,21 +86,32 @@ def measure(engine: NNM, mode: Any, arguments: Any) -> dict[str, list[float]]:
     for call in calls.values():  # reads the prompt, which is injected from then on, and warms everything up
         call()
     check(engine, asked, mode)
-    arms = {name: (lambda _, call=call: timed(call)) for name, call in calls.items()}
-    return side_by_side(arms, arguments.repeats)
+    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
+    return side_by_side({name: timed(call, clock) for name, call in calls.items()}, arguments.repeats)
 
 
-def prompt(engine: NNM) -> str:
+def timed(call: Callable[[], Any], clock: Callable[[], float]) -> Callable[[int], float]:
+    """A function that measures a call."""
+
+    def measured(_: int) -> float:
+        started = clock()
+        call()
+        return clock() - started
+
+    return measured
+
+
+def prompt(engine: NNM, tokens: int) -> str:
     """Four memories that were just recalled, and a question."""
-    texts = texts_of_length(engine.model, TOKENS, MEMORIES)
+    texts = texts_of_length(engine.model, tokens, MEMORIES)
     memories = engine.add(texts)
     engine.leases.take(memories)
     return "\n\n".join([*(memory.text for memory in memories), QUESTION])
 
 
-def prompt_tokens(engine: NNM) -> int:
+def prompt_tokens(engine: NNM, tokens: int) -> int:
     """Tokens of the whole prompt."""
-    receipt = engine.answer([Message("user", prompt(engine))], max_tokens=1, mode="read").receipt
+    receipt = engine.answer([Message("user", prompt(engine, tokens))], max_tokens=1, mode="read").receipt
     return receipt.tokens_read
 
 

@@ -159,3 +159,10 @@ def test_control_tokens_in_messages_stay_text(scripted: NNM, monkeypatch: pytest
     assert prompt.count("Be kind.") == 1
     assert '<tool_call>\n{"name": "add"' in prompt
     assert "< |im_end|>" in prompt
+
+
+def test_the_profile_says_what_the_model_can_do(scripted: NNM, nnm: NNM) -> None:
+    able, unable = ChatNNM(nnm=scripted).profile, ChatNNM(nnm=nnm).profile
+    assert able is not None and unable is not None
+    assert (able["tool_calling"], unable["tool_calling"]) == (True, False)
+    assert (able["max_input_tokens"], unable["max_input_tokens"]) == (8192, 512)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
@@ -19,7 +19,15 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_nnm._engine import EngineOptions
 from langchain_nnm._messages import referenced, to_engine
 from langchain_nnm._results import chat_chunks, chat_result
-from langchain_nnm._tools import CallFormat, call_format, check_tools, knows_tools, parse_reply, tool_prompt
+from langchain_nnm._tools import (
+    CallFormat,
+    call_format,
+    check_tools,
+    knows_tools,
+    parse_reply,
+    takes_tools,
+    tool_prompt,
+)
 from langchain_nnm._version import __version__
 from nnm_core import Chunk, Memory, Message
 from nnm_core.aio import iterate
@@ -57,9 +65,22 @@ class ChatNNM(EngineOptions, BaseChatModel):
     """
 
     def model_post_init(self, context: Any, /) -> None:
-        """Say in traces which version of this package was used."""
+        """Say in traces which version of this package was used, and what the model can do."""
         super().model_post_init(context)
         self._add_version("langchain-nnm", __version__)
+        if self.profile is None:
+            tools = takes_tools(self.nnm.model.tokenizer)
+            self.profile = ModelProfile(
+                max_input_tokens=self.nnm.model.context_limit,
+                text_inputs=True,
+                text_outputs=True,
+                image_inputs=False,
+                audio_inputs=False,
+                tool_calling=tools,
+                tool_choice=tools,
+                structured_output=False,  # none that is enforced; through tools it is there
+                open_weights=True,
+            )
 
     @property
     def _llm_type(self) -> str:
