@@ -6,6 +6,7 @@ A prompt of about 1,000 tokens holds four memories that were recalled just befor
 turns, in one process; each prompt goes through the engine and through the chat model:
 
 engine     NNM.answer(messages)
+thread     the same in a worker thread, which allocates anew what the main thread has at hand: compare astream with it
 invoke     ChatNNM.invoke(messages)
 stream     ChatNNM.stream(messages)
 astream    ChatNNM.astream(messages), on an event loop
@@ -47,7 +48,8 @@ def main() -> None:
     options.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="which seconds are counted")
     arguments = options.parse_args()
     with NNM.open(arguments.model, device=arguments.device) as engine:
-        results = {name: measure(engine, mode, arguments) for name, mode in MODES.items()}
+        with asyncio.Runner() as loop:  # one loop, with the same worker threads all the time, as a server has it
+            results = {name: measure(engine, mode, arguments, loop) for name, mode in MODES.items()}
         config = environment(engine.model) | {
             "repeats": arguments.repeats,
             "max_tokens": arguments.max_tokens,
@@ -65,7 +67,7 @@ def main() -> None:
     Console(file=sys.stderr if str(arguments.json) == "-" else sys.stdout).print(table(report))
 
 
-def measure(engine: NNM, mode: Any, arguments: Any) -> dict[str, list[float]]:
+def measure(engine: NNM, mode: Any, arguments: Any, loop: asyncio.Runner) -> dict[str, list[float]]:
     """Seconds of each arm, `repeats` times, on the same prompt."""
     text = prompt(engine, arguments.tokens)
     chat = ChatNNM(nnm=engine, max_tokens=arguments.max_tokens, mode=mode)
@@ -78,9 +80,10 @@ def measure(engine: NNM, mode: Any, arguments: Any) -> dict[str, list[float]]:
 
     calls: dict[str, Callable[[], Any]] = {
         "engine": lambda: engine.answer(asked, max_tokens=arguments.max_tokens, mode=mode),
+        "thread": lambda: loop.run(asyncio.to_thread(calls["engine"])),
         "invoke": lambda: chat.invoke(human),
         "stream": lambda: list(chat.stream(human)),
-        "astream": lambda: asyncio.run(consume()),
+        "astream": lambda: loop.run(consume()),
         "prompt": lambda: chain.invoke({"text": text}),
     }
     for call in calls.values():  # reads the prompt, which is injected from then on, and warms everything up
@@ -124,11 +127,11 @@ def check(engine: NNM, asked: list[Message], mode: Any) -> None:
 
 
 def overheads(row: Mapping[str, list[float]]) -> dict[str, float]:
-    """For each arm its median extra time over the engine's, turn by turn, as a share of the engine's."""
+    """For each arm its median extra time over the engine's in the same kind of thread, turn by turn, as a share."""
+    control = {name: "thread" if name == "astream" else "engine" for name in row if name != "engine"}
     return {
-        name: statistics.median(mine / engine - 1 for mine, engine in zip(times, row["engine"], strict=True))
-        for name, times in row.items()
-        if name != "engine"
+        name: statistics.median(mine / engine - 1 for mine, engine in zip(row[name], row[other], strict=True))
+        for name, other in control.items()
     }
 
 

@@ -20,6 +20,6 @@ def test_the_benchmark_runs(reader: LoadedModel, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sys, "argv", [str(PROGRAM), *options, "--json", str(target)])
     runpy.run_path(str(PROGRAM))["main"]()
     report = json.loads(target.read_text())
-    assert set(report["arms"]) == {"engine", "invoke", "stream", "astream", "prompt"}
-    assert set(report["overhead"]["injected"]) == {"invoke", "stream", "astream", "prompt"}
+    assert set(report["arms"]) == {"engine", "thread", "invoke", "stream", "astream", "prompt"}
+    assert set(report["overhead"]["injected"]) == {"thread", "invoke", "stream", "astream", "prompt"}
     assert report["config"]["clock"] == "cpu"
