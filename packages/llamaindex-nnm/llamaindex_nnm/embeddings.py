@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
-from llamaindex_nnm.engine_bound import EngineBound, EngineHandle
+from llamaindex_nnm.engine_bound import EngineHandle, EngineOwner
 
 if TYPE_CHECKING:
     from nnm_core import NNM
     from nnm_core.embedding.prompts import EmbeddingRole
 
 
-class NNMEmbedding(EngineBound, BaseEmbedding):
+class NNMEmbedding(EngineOwner, BaseEmbedding):
     """Raw vectors of the engine's model: the same for the same model, whatever has been stored.
 
     An `NNMVectorStore` whitens them inside; in another store they are compared as they are, which finds less.
@@ -37,11 +37,6 @@ class NNMEmbedding(EngineBound, BaseEmbedding):
     def class_name(cls) -> str:
         """Stable name for serialisation."""
         return "NNMEmbedding"
-
-    @property
-    def nnm(self) -> NNM:
-        """The engine."""
-        return self._engine.nnm
 
     def _embed(self, texts: list[str], role: EmbeddingRole) -> list[list[float]]:
         rows: list[list[float]] = self.nnm.embed(texts, role).tolist()

@@ -39,6 +39,17 @@ class EngineBound:
         raise _refusal(type(self).__name__)
 
 
+class EngineOwner(EngineBound):
+    """Mixin of the components that are made with an engine; they keep it in `_engine`."""
+
+    _engine: EngineHandle
+
+    @property
+    def nnm(self) -> NNM:
+        """The engine."""
+        return self._engine.nnm
+
+
 def _refusal(name: str) -> NotPicklableError:
     return NotPicklableError(
         f"{name} holds a loaded model and an open store and cannot be pickled.",

@@ -21,7 +21,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.llm import LLM
 from llama_index_instrumentation import get_dispatcher
 
-from llamaindex_nnm.engine_bound import EngineBound, EngineHandle
+from llamaindex_nnm.engine_bound import EngineHandle, EngineOwner
 from llamaindex_nnm.events import NNMReceiptEvent, current_receipts
 from llamaindex_nnm.messages import to_engine
 from llamaindex_nnm.responses import chat_response, completion_response
@@ -40,7 +40,7 @@ _PER_CALL = ("memories", "references", "overflow")
 _IGNORED = ("formatted", "stream")
 
 
-class NNMLLM(EngineBound, LLM):
+class NNMLLM(EngineOwner, LLM):
     """A chat LLM on an open engine.
 
     Text of memories that a retriever, vector store or memory of the same engine and scope has just recalled is not
@@ -82,11 +82,6 @@ class NNMLLM(EngineBound, LLM):
     def class_name(cls) -> str:
         """Stable name for serialisation."""
         return "NNMLLM"
-
-    @property
-    def nnm(self) -> NNM:
-        """The engine."""
-        return self._engine.nnm
 
     @property
     def metadata(self) -> LLMMetadata:

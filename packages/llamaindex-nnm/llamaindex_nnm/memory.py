@@ -10,7 +10,7 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.memory.types import BaseMemory
 
-from llamaindex_nnm.engine_bound import EngineBound, EngineHandle
+from llamaindex_nnm.engine_bound import EngineHandle, EngineOwner
 from llamaindex_nnm.messages import to_engine
 from llamaindex_nnm.nodes import RESERVED, TURN
 
@@ -22,7 +22,7 @@ EARLIER = "Earlier in this conversation:"
 LEASED_FROM = 24
 
 
-class NNMMemory(EngineBound, BaseMemory):
+class NNMMemory(EngineOwner, BaseMemory):
     """Chat memory on the engine.
 
     Each turn is kept as a memory of its session, so a conversation goes on after a restart. `get` gives the latest
@@ -65,11 +65,6 @@ class NNMMemory(EngineBound, BaseMemory):
     def from_defaults(cls, **kwargs: Any) -> NNMMemory:
         """`NNMMemory(nnm=..., session=...)`, under the name that LlamaIndex calls."""
         return cls(**kwargs)
-
-    @property
-    def nnm(self) -> NNM:
-        """The engine."""
-        return self._engine.nnm
 
     def get(self, input: str | None = None, initial_token_count: int = 0, **kwargs: Any) -> list[ChatMessage]:
         """The history for the next prompt.

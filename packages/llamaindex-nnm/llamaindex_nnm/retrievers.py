@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from llamaindex_nnm.engine_bound import EngineBound, EngineHandle
+from llamaindex_nnm.engine_bound import EngineHandle, EngineOwner
 from llamaindex_nnm.filters import NO_TURNS, Filters, all_of, to_engine_filter
 from llamaindex_nnm.nodes import to_scored
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nnm_core import NNM
 
 
-class NNMRetriever(EngineBound, BaseRetriever):
+class NNMRetriever(EngineOwner, BaseRetriever):
     """Recalls memories for a query; each hit takes a lease, so an `NNMLLM` of the same engine and scope injects it.
 
     Args:
@@ -43,11 +43,6 @@ class NNMRetriever(EngineBound, BaseRetriever):
         self.similarity_top_k = similarity_top_k
         self.scope = scope
         self._filter = all_of(to_engine_filter(filters), None if include_turns else NO_TURNS)
-
-    @property
-    def nnm(self) -> NNM:
-        """The engine."""
-        return self._engine.nnm
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         text = "\n".join(query_bundle.embedding_strs)

@@ -15,7 +15,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 
-from llamaindex_nnm.engine_bound import EngineBound, EngineHandle
+from llamaindex_nnm.engine_bound import EngineHandle, EngineOwner
 from llamaindex_nnm.filters import NO_TURNS, all_of, only_documents, only_nodes, to_engine_filter
 from llamaindex_nnm.nodes import metadata_of, text_of, to_node
 from llamaindex_nnm.queries import Recall, run
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nnm_core import NNM
 
 
-class NNMVectorStore(EngineBound, BasePydanticVectorStore):
+class NNMVectorStore(EngineOwner, BasePydanticVectorStore):
     """Keeps nodes as memories and finds them; what is found takes a lease, so an `NNMLLM` injects it.
 
     A query's mode says how: ``default`` (see `recall`), ``mmr``, ``sparse`` (words alone), ``hybrid`` (``alpha``
@@ -62,11 +62,6 @@ class NNMVectorStore(EngineBound, BasePydanticVectorStore):
     def class_name(cls) -> str:
         """Stable name for serialisation."""
         return "NNMVectorStore"
-
-    @property
-    def nnm(self) -> NNM:
-        """The engine."""
-        return self._engine.nnm
 
     @property
     def client(self) -> NNM:

@@ -7,7 +7,8 @@ import torch
 from tests.core.families import FAMILIES, loaded, random_ids
 from tests.core.reading import read_logits
 
-from nnm_core.recall.state_pass import Nothing, groups, read_over
+from nnm_core.model.batching import padded_batches
+from nnm_core.recall.state_pass import Nothing, read_over
 from nnm_core.states.capture import EMPTY, capture, place
 from nnm_core.states.state import PlacedState
 
@@ -50,7 +51,7 @@ def test_the_null_reading_is_the_left_context_alone() -> None:
 
 
 def test_groups_hold_the_budget_and_every_index() -> None:
-    made = list(groups([5, 90, 40, 40, 7, 200], 100))
+    made = list(padded_batches([5, 90, 40, 40, 7, 200], 100))
     assert sorted(index for group in made for index in group) == list(range(6))
     lengths = [5, 90, 40, 40, 7, 200]
     assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 100 for group in made)

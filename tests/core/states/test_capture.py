@@ -9,9 +9,10 @@ import torch
 from tests.core.families import FAMILIES, loaded, random_ids
 from tests.core.reading import distance, read_states
 
+from nnm_core.model.batching import padded_batches
 from nnm_core.model.load import LoadedModel
 from nnm_core.states.cache import RecordingLayer
-from nnm_core.states.capture import EMPTY, batches, capture, place
+from nnm_core.states.capture import EMPTY, capture, place
 from nnm_core.states.state import ROOT, State, chain
 
 ROTARY = [name for name, (_, _, family) in FAMILIES.items() if family == "rotary"]
@@ -139,14 +140,14 @@ def test_placing_does_not_change_the_state() -> None:
 @pytest.mark.parametrize("budget", [1, 64, 100, 10_000])
 def test_batches_hold_every_row_once_within_the_budget(budget: int) -> None:
     lengths = [5, 90, 3, 3, 64, 10, 1]
-    groups = list(batches(lengths, budget))
+    groups = list(padded_batches(lengths, budget))
     assert sorted(index for group in groups for index in group) == list(range(7))
     for group in groups:
         assert len(group) == 1 or len(group) * max(lengths[index] for index in group) <= budget
 
 
 def test_batches_of_nothing() -> None:
-    assert list(batches([], 10)) == []
+    assert list(padded_batches([], 10)) == []
 
 
 def test_threads_capture_and_read_at_the_same_time() -> None:

@@ -75,7 +75,7 @@ class Collection:
     """The memories of one namespace as one model sees them. One object a namespace and process."""
 
     def __init__(self, model: LoadedModel, settings: StoreSettings, *, rebuild: bool = False) -> None:
-        """Open or create; see `open_collection` in the engine for the errors."""
+        """Open or create; see `NNM.open` for the errors."""
         self.model = model
         self.settings = settings
         self.codec: Codec = NativeCodec()
@@ -312,6 +312,13 @@ class Collection:
         self.journal.set_setting("model", self._model_note())
         self.refit_if_grown()
 
+    def abandon(self, entries: Sequence[Entry]) -> None:
+        """Give up pending `entries`, with the states and vectors that were already stored for them."""
+        points = [entry.point for entry in entries]
+        self.remove(self.journal.abort(points))
+        # The journal learns of states at the commit only; until then a state is known by its version's point alone.
+        self.blobs.delete(points)
+
     def remove(self, removal: Removal) -> None:
         """Take from index and states what has no memory any more."""
         carry_out(removal, self.journal, self.index, self.blobs)
@@ -361,10 +368,6 @@ class Collection:
             dense = self.dense_query(query)
         words = self.sparse_query(query) if alpha < 1 else None
         return search_parts(self.index, dense=dense, sparse=words, alpha=alpha, limit=k, filter=filter)
-
-    def token_count(self) -> int:
-        """Tokens of all live memories."""
-        return self.journal.token_count()
 
     def entries(self, ids: Iterable[str]) -> list[Entry | None]:
         """The live versions of `ids`, in order."""

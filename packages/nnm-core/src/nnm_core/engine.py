@@ -448,7 +448,7 @@ class NNM(VectorFace):
         return {
             "namespace": self.namespace,
             "memories": self._collection.journal.live_count(),
-            "tokens": self._collection.token_count(),
+            "tokens": self._collection.journal.token_count(),
             "bytes_states": self._collection.blobs.nbytes(),
             "bytes_state_cache": self._tree.nbytes,
             "whitening_fitted_on": self._collection.whitening.fitted_on,

@@ -12,10 +12,11 @@ import numpy as np
 
 from nnm_core.collection import Collection, StoredState, Vectors
 from nnm_core.errors import InvalidInputError
+from nnm_core.model.batching import padded_batches
 from nnm_core.model.load import LoadedModel
 from nnm_core.model.prompt import PromptFormat
 from nnm_core.records import Memory, text_digest
-from nnm_core.states.capture import batches, capture
+from nnm_core.states.capture import capture
 from nnm_core.states.state import PlacedState
 from nnm_core.storage.journal_records import Entry
 
@@ -203,14 +204,14 @@ class Ingest:
             raw = self._raw([draft.memory.text for draft in drafts], [draft.vector for draft in drafts])
             self.collection.write(entries, raw, states)
         except BaseException:
-            self.collection.remove(self.collection.journal.abort([entry.point for entry in entries]))
+            self.collection.abandon(entries)
             raise
 
     def _keep_states(self, entries: Sequence[Entry], rows: Sequence[tuple[int, ...]]) -> list[StoredState]:
         """Read the rows and store their states pass by pass, so that only one pass's states are ever in memory."""
         stored: dict[int, StoredState] = {}
         budget = TOKENS_PER_PASS.get(self.model.device.type, TOKENS_PER_PASS["cpu"])
-        for batch in batches([len(row) for row in rows], budget):
+        for batch in padded_batches([len(row) for row in rows], budget):
             for index, state in zip(batch, capture(self.model, [rows[i] for i in batch], self.left()), strict=True):
                 stored[index] = self.collection.keep_state(entries[index].point, state)
         return [stored[index] for index in range(len(rows))]

@@ -25,6 +25,7 @@ from nnm_core.embedding.prompts import EmbeddingPrompt, EmbeddingRole, Window
 from nnm_core.embedding.settings import EmbeddingSettings, default_layers
 from nnm_core.errors import InvalidInputError, UnsupportedModelError
 from nnm_core.model.attention import Attend, intervene
+from nnm_core.model.batching import padded_batches
 
 Progress = Callable[[int], None]
 """Called after every batch with the number of texts that were finished by it."""
@@ -264,15 +265,9 @@ def pool(states: Tensor, batch: Sequence[Window], settings: EmbeddingSettings) -
 
 
 def batches(windows: Sequence[Window], tokens_per_batch: int) -> Iterator[list[Window]]:
-    """Rows sorted by length, cut so that rows x longest row stays within the budget (at least one row a batch)."""
-    batch: list[Window] = []
-    for row in sorted(windows, key=lambda window: len(window.ids), reverse=True):
-        if batch and len(batch[0].ids) * (len(batch) + 1) > tokens_per_batch:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+    """The rows in padded batches within the budget (`padded_batches`)."""
+    for batch in padded_batches([len(window.ids) for window in windows], tokens_per_batch):
+        yield [windows[index] for index in batch]
 
 
 def collate(batch: Sequence[Window], device: torch.device) -> tuple[Tensor, Tensor]:

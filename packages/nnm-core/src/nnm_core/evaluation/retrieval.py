@@ -17,13 +17,14 @@ from nnm_core.embedding.kv_embedding import KVEmbedder
 from nnm_core.embedding.pairs import SelfLabel
 from nnm_core.embedding.settings import EmbeddingSettings
 from nnm_core.evaluation.datasets import RetrievalSet
+from nnm_core.model.batching import padded_batches
 from nnm_core.model.load import LoadedModel
 from nnm_core.model.prompt import DEFAULT_SYSTEM, PromptFormat
 from nnm_core.recall.fusion import Ranking, fuse
 from nnm_core.recall.rerank import Evidence, RerankSettings, StateReranker, combine
 from nnm_core.recall.state_pass import StateView
 from nnm_core.recall.tuning import FirstStageTrial, RerankTrial
-from nnm_core.states.capture import batches, capture, place
+from nnm_core.states.capture import capture, place
 from nnm_core.states.state import PlacedState
 
 Vectors = NDArray[np.float32]
@@ -53,7 +54,7 @@ class StateSide:
         room = self.model.context_limit * 7 // 8 - self.left.length
         rows = [self.format.memory_ids(text)[:room] for text in texts]
         made: dict[int, StateView] = {}
-        for batch in batches([len(row) for row in rows], self.tokens_per_pass):
+        for batch in padded_batches([len(row) for row in rows], self.tokens_per_pass):
             states = capture(self.model, [rows[i] for i in batch], self.left)
             made.update((i, place(self.model, s, self.left.length)) for i, s in zip(batch, states, strict=True))
         return [made[index] for index in range(len(rows))]

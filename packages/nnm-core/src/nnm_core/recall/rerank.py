@@ -27,9 +27,10 @@ from torch import Tensor
 from nnm_core.embedding.kv_embedding import EncoderModel
 from nnm_core.errors import InvalidInputError
 from nnm_core.model.attention import AttentionIntervention
+from nnm_core.model.batching import padded_batches
 from nnm_core.recall.attention_scores import AttentionProbe, Head
 from nnm_core.recall.fusion import FusedHit
-from nnm_core.recall.state_pass import Nothing, Rows, StateView, groups, read_over
+from nnm_core.recall.state_pass import Nothing, Rows, StateView, read_over
 
 Array = NDArray[np.float32]
 
@@ -126,7 +127,8 @@ class StateReranker:
         null = self._null(tuple(cue), tuple(ids))
         names = list(candidates)
         found: dict[str, Evidence] = {}
-        for group in groups([state.length + self._left.length for state in states], self.settings.tokens_per_batch):
+        lengths = [state.length + self._left.length for state in states]
+        for group in padded_batches(lengths, self.settings.tokens_per_batch):
             members = [states[index] for index in group]
             for index, evidence in zip(group, self._read(members, cue, ids, null), strict=True):
                 found[names[index]] = evidence

@@ -7,7 +7,7 @@ true (sliding windows, ALiBi) and only the positions are given by hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -54,18 +54,6 @@ class Rows:
 
 
 Probe = Callable[[Rows], AttentionIntervention]
-
-
-def groups(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of memories of similar length, padded tokens of a group within `budget` (at least one a group)."""
-    group: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if group and (len(group) + 1) * lengths[index] > budget:
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -49,18 +49,6 @@ def place(model: LoadedModel, state: State, start: int) -> PlacedState:
     layers = [(key.to(model.device), value.to(model.device)) for key, value in state.layers]
     keys = model.positions.place([key for key, _ in layers], start)
     return PlacedState(state.chain, len(state.token_ids), tuple(zip(keys, (v for _, v in layers), strict=True)))
-
-
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of rows grouped so that padded batches stay within `budget` tokens, similar lengths together."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[index] > budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def _cache_behind(

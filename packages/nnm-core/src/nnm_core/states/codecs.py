@@ -15,7 +15,6 @@ class Codec(Protocol):
     """Turns a state into named tensors and back."""
 
     name: str
-    lossless: bool
 
     def encode(self, state: State) -> dict[str, Tensor]:
         """Tensors to store, layer-major, token ids first."""
@@ -30,7 +29,6 @@ class NativeCodec:
     """The compute type, bit for bit: 2 x layers x kv_heads x head_dim values a token."""
 
     name = "native"
-    lossless = True
 
     def encode(self, state: State) -> dict[str, Tensor]:
         """``token_ids`` [tokens] int32, then ``key.<layer>`` and ``value.<layer>`` [kv_heads, tokens, head_dim]."""
