@@ -1,4 +1,8 @@
-"""How sure a measured figure is: bootstrap intervals over queries, paired where two systems saw the same ones."""
+"""How sure a measured figure is: bootstrap intervals over queries, paired where two systems saw the same ones.
+
+Values belong to unique items. Greedy answers of the same item under several seeds are one item, not several: counting
+them apart makes any difference significant.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +63,47 @@ def paired_bootstrap(
     if left.shape != right.shape:
         raise InvalidInputError(f"A paired bootstrap needs equal lengths, not {left.shape} and {right.shape}.")
     return bootstrap(left - right, draws=draws, level=level, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class McNemar:
+    """The exact test of two systems that were right or wrong on the same items.
+
+    Attributes:
+        ours: items that only the first got right.
+        theirs: items that only the second got right.
+        p: two-sided probability of such a split, or a more uneven one, if both were equally good.
+        count: number of items.
+    """
+
+    ours: int
+    theirs: int
+    p: float
+    count: int
+
+
+def mcnemar(ours: ArrayLike, theirs: ArrayLike) -> McNemar:
+    """Exact McNemar test (McNemar 1947, binomial form): of the items on which the two differ, each side gets half.
+
+    Args:
+        ours: per unique item whether the first system was right; anything but 0 counts as right.
+        theirs: the same for the second, in the same order.
+
+    Raises:
+        InvalidInputError: not the same number of items.
+    """
+    left, right = np.asarray(ours, dtype=bool), np.asarray(theirs, dtype=bool)
+    if left.ndim != 1 or left.shape != right.shape:
+        raise InvalidInputError(f"McNemar's test needs two lists of one length, not {left.shape} and {right.shape}.")
+    first, second = int(np.sum(left & ~right)), int(np.sum(right & ~left))
+    return McNemar(first, second, mcnemar_p(first, second), len(left))
+
+
+def mcnemar_p(ours: int, theirs: int) -> float:
+    """The p-value of `mcnemar` from the two counts of items that only one side got right."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(ours, ours + theirs, 0.5).pvalue) if ours + theirs else 1.0
 
 
 def _means(data: NDArray[np.float64], draws: int, seed: int, block: int = 1000) -> NDArray[np.float64]:
