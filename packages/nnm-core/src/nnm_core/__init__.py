@@ -25,7 +25,7 @@ from nnm_core.errors import (
     StoreMismatchError,
     UnsupportedModelError,
 )
-from nnm_core.records import Answer, Chunk, Hit, Memory, Message, Receipt
+from nnm_core.records import Answer, Chunk, Hit, Memory, MemoryUse, Message, Receipt
 
 if TYPE_CHECKING:
     from nnm_core.engine import NNM
@@ -42,6 +42,7 @@ __all__ = [
     "Memory",
     "MemoryNotFoundError",
     "MemoryNotInjectedError",
+    "MemoryUse",
     "Message",
     "ModelError",
     "ModelNotFoundError",

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from nnm_core.errors import ContextOverflowError, MemoryNotInjectedError, PositionError
+from nnm_core.errors import ContextOverflowError, InvalidInputError, MemoryNotInjectedError, PositionError
+from nnm_core.injection.compose import AUTO_BOUND, Composed, Composer, Composition, composer
 from nnm_core.injection.generate import DecodeSettings, decode
-from nnm_core.injection.plan import FIRST_TIME, Plan, make_plan, read_plan
+from nnm_core.injection.plan import FIRST_TIME, Plan, Step, make_plan, read_plan
 from nnm_core.injection.prefill import keep_read, prefill
 from nnm_core.injection.tree import StateTree
 from nnm_core.model.load import LoadedModel
 from nnm_core.model.prompt import PromptFormat, PromptMessage, Segment, question_prompt
-from nnm_core.records import Answer, Chunk, Hit, Memory, Mode, Policy, Receipt
+from nnm_core.records import Answer, Chunk, Hit, Memory, MemoryUse, Mode, Order, Policy, Receipt
 from nnm_core.states.capture import place
 from nnm_core.states.state import PlacedState, State, chain
 
@@ -22,6 +23,18 @@ logger = logging.getLogger(__name__)
 
 # The stored state of a memory, or None if there is none that this model can use.
 FindState = Callable[[Memory], State | None]
+# Name of a composer -> share of greedy tokens that are those of reading, measured on this model; None: not measured.
+Agreement = Callable[[str], float | None]
+
+
+def in_order(memories: Sequence[Memory], order: Order) -> list[Memory]:
+    """The memories in the order in which they are put into a prompt: as ranked, or by id."""
+    return sorted(memories, key=lambda memory: memory.id) if order == "canonical" else list(memories)
+
+
+def not_measured(composer: str) -> float | None:
+    """Nobody has calibrated this model."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,8 @@ class Request:
         started: `time.perf_counter` at the call, so that recall counts.
         fallbacks: what already had to be given up, for the receipt.
         strict: refuse to read a memory as text, unless it is read to be kept.
+        composer: how states of other left contexts are placed side by side.
+        order: how the memories of a question are ordered.
     """
 
     messages: Sequence[PromptMessage]
@@ -47,11 +62,20 @@ class Request:
     started: float
     fallbacks: tuple[str, ...] = ()
     strict: bool = False
+    composer: Composer = field(default_factory=composer)
+    order: Order = "ranked"
 
 
 @dataclass
 class Answerer:
-    """Answers requests with one model and one namespace's states."""
+    """Answers requests with one model and one namespace's states.
+
+    Attributes:
+        fingerprint: for the receipts.
+        refusal: why this model's states may not be injected at all; empty if they may.
+        codec: how states are kept, for the receipts.
+        agreement: what is known about each composer on this model; ``auto`` composes only where that is enough.
+    """
 
     model: LoadedModel
     format: PromptFormat
@@ -59,6 +83,8 @@ class Answerer:
     find_state: FindState
     fingerprint: str
     refusal: str = ""
+    codec: str = "native"
+    agreement: Agreement = not_measured
 
     def check_fit(self, segments: Sequence[Segment], max_tokens: int) -> None:
         """Raise `ContextOverflowError` unless the prompt and the answer fit the model's context."""
@@ -75,7 +101,7 @@ class Answerer:
         hits = list(request.hits)
         dropped: list[str] = []
         while True:
-            messages = question_prompt(question, [hit.memory for hit in hits], system)
+            messages = question_prompt(question, in_order([hit.memory for hit in hits], request.order), system)
             try:
                 self.check_fit(self.format.segments(messages), request.decoding.max_tokens)
             except ContextOverflowError:
@@ -97,20 +123,20 @@ class Answerer:
         plan = self.plan(segments, request)
         if request.strict:
             _refuse_text(plan)
-        cache, logits = prefill(self.model, plan, room=request.decoding.max_tokens)
+        made = self._prefill(plan, request)
         pieces: list[str] = []
         tokens: list[int] = []
         first = 0.0
-        for step in decode(self.model, cache, logits, request.decoding):
+        for step in decode(self.model, made.cache, made.logits, request.decoding):
             if not tokens:
                 first = time.perf_counter() - request.started
                 if request.mode == "inject" and not self.refusal and not self._beyond_tables(plan.length):
-                    keep_read(self.tree, plan, cache)
+                    keep_read(self.tree, plan, made.cache)
             tokens.append(step.token_id)
             pieces.append(step.text)
             if step.finish_reason is None:
                 yield Chunk(step.text, (step.token_id,))
-        receipt = self._receipt(request, plan, len(tokens), first)
+        receipt = self._receipt(request, plan, made, len(tokens), first)
         finish = step.finish_reason or "length"
         answer = Answer("".join(pieces), tuple(tokens), request.hits, receipt, finish)
         yield Chunk(step.text, (step.token_id,), answer)
@@ -124,7 +150,49 @@ class Answerer:
         if self._beyond_tables(sum(len(segment.ids) for segment in segments)):
             limit = self.model.positions.length_limit
             return read_plan(segments, f"this model's rotary tables change beyond {limit} positions")
-        return make_plan(segments, request.policy, self._find_exact, self._find_any)
+        refusal = request.composer.refusal(self.model)
+        compose = request.policy == "fast" or (self.agreement(request.composer.name) or 0.0) >= AUTO_BOUND
+        return make_plan(
+            segments,
+            request.policy,
+            self._find_exact,
+            self._find_any,
+            compose=compose and not refusal,
+            reason=refusal if compose and refusal else FIRST_TIME,
+        )
+
+    def _prefill(self, plan: Plan, request: Request) -> Composed:
+        """Carry out the plan; only a prompt in which something was moved needs the composer."""
+        room = request.decoding.max_tokens
+        if not plan.composed:
+            return Composed(*prefill(self.model, plan, room=room))
+        return request.composer.prefill(Composition(self.model, plan, room, self._stored))
+
+    def pin(self, messages: Sequence[PromptMessage]) -> int:
+        """Read a prompt's memories behind each other where that has not been done, and pin them; see `NNM.pin`."""
+        segments = self.format.segments(messages)
+        self.check_fit(segments, 1)
+        if self.refusal or self._beyond_tables(sum(len(segment.ids) for segment in segments)):
+            reason = self.refusal or "together they are longer than this model's rotary tables stay the same"
+            raise InvalidInputError(f"These memories cannot be pinned: {reason}.")
+        plan = make_plan(segments, "exact", self._find_exact, self._find_any)
+        cache, _ = prefill(self.model, plan, room=1)
+        steps = plan.steps[:-1]
+        names = [step.name for step in steps]
+        others = self.tree.nbytes_of(self.tree.pinned.difference(names))
+        wanted = cache.nbytes() // cache.placed[0].capacity * sum(len(step.segment.ids) for step in steps)
+        if others + wanted > self.tree.budget:
+            raise InvalidInputError(
+                f"These memories take {wanted:,} bytes; {self.tree.budget - others:,} can be pinned in RAM.",
+                hint="Open with a larger state_cache, or unpin others.",
+            )
+        keep_read(self.tree, plan, cache, pin=True)
+        return self.tree.nbytes_of(names)
+
+    def unpin(self, messages: Sequence[PromptMessage]) -> None:
+        """Unpin a prompt's memories; the left context stays."""
+        steps = read_plan(self.format.segments(messages)).steps
+        self.tree.unpin(step.name for step in steps if step.segment.memory is not None)
 
     def _beyond_tables(self, length: int) -> bool:
         """Whether a prompt is so long that all its tokens are rotated otherwise than those of shorter ones."""
@@ -158,28 +226,40 @@ class Answerer:
         length = len(segment.ids)
         return state.head(length) if state is not None and state.token_ids[:length] == segment.ids else None
 
-    def _receipt(self, request: Request, plan: Plan, generated: int, first: float) -> Receipt:
-        memories = {
-            step.segment.memory.id: "read" if step.state is None else "injected"
-            for step in plan.steps
+    def _receipt(self, request: Request, plan: Plan, made: Composed, generated: int, first: float) -> Receipt:
+        parts = tuple(
+            self._use(step, step.segment.memory, request, made.recomputed.get(index, 0))
+            for index, step in enumerate(plan.steps)
             if step.segment.memory is not None
-        }
-        reasons = tuple(
-            f"{step.segment.memory.id}: {step.reason}"
-            for step in plan.steps
-            if step.segment.memory is not None and step.reason and request.mode == "inject"
         )
         return Receipt(
             tier=plan.tier,
             tokens_injected=plan.tokens_injected,
             tokens_read=plan.tokens_read,
-            tokens_recomputed=0,
+            tokens_recomputed=sum(made.recomputed.values()),
             tokens_generated=generated,
             seconds_to_first_token=first,
             fingerprint=self.fingerprint,
-            fallbacks=request.fallbacks + reasons,
+            fallbacks=request.fallbacks + tuple(f"{part.id}: {part.reason}" for part in parts if part.reason),
             seconds_total=time.perf_counter() - request.started,
-            memories=memories,
+            memories={part.id: "read" if part.action == "read" else "injected" for part in parts},
+            parts=parts,
+            composer=request.composer.name if plan.composed else "",
+        )
+
+    def _use(self, step: Step, memory: Memory, request: Request, recomputed: int) -> MemoryUse:
+        known = 1.0 if step.action != "composed" else self.agreement(request.composer.name)
+        return MemoryUse(
+            id=memory.id,
+            action=step.action,
+            tier="text" if step.action == "read" else step.action,
+            codec="" if step.state is None else self.codec,
+            tokens=len(step.segment.ids),
+            recomputed=recomputed,
+            expected_agreement=known,
+            nbytes=0 if step.state is None else step.state.nbytes,
+            seconds=step.seconds,
+            reason=step.reason if request.mode == "inject" else "",
         )
 
 

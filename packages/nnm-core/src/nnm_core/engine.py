@@ -18,16 +18,13 @@ from typing import Any, Literal
 
 from numpy.typing import ArrayLike
 
-from nnm_core.answering import Answerer, Request
-from nnm_core.chat import bare_prompt, chat_prompt
+from nnm_core.answering import Answerer, Request, in_order
+from nnm_core.asking import AskFace
 from nnm_core.collection import Collection, StoreSettings
-from nnm_core.errors import (
-    EngineClosedError,
-    InvalidInputError,
-    MemoryNotFoundError,
-    MemoryNotInjectedError,
-)
+from nnm_core.errors import EngineClosedError, InvalidInputError, MemoryNotFoundError
 from nnm_core.ingest import Ingest, new_memories
+from nnm_core.injection.compose import Composer
+from nnm_core.injection.compose import composer as pick
 from nnm_core.injection.generate import DecodeSettings
 from nnm_core.injection.prefill import memory_point
 from nnm_core.injection.selftest import SelfTest, self_test
@@ -37,7 +34,7 @@ from nnm_core.model.load import MINI, LoadedModel, ModelSettings, load_model
 from nnm_core.model.prompt import DEFAULT_SYSTEM, PromptFormat, PromptMessage, question_prompt
 from nnm_core.recall.leases import LeaseBook
 from nnm_core.recalling import Recall, describe
-from nnm_core.records import Answer, Chunk, Hit, Memory, Message, Mode, Policy
+from nnm_core.records import Answer, Chunk, Hit, Memory, Message, Mode, Order, Policy
 from nnm_core.states.capture import capture, place
 from nnm_core.states.state import PlacedState
 from nnm_core.storage.filters import parse_filter
@@ -48,7 +45,7 @@ Missing = Literal["raise", "skip"]
 Question = str | Sequence[Message]
 
 
-class NNM(VectorFace):
+class NNM(VectorFace, AskFace):
     """A model and one namespace of memories. Use as a context manager, or call `close()`."""
 
     def __init__(
@@ -80,6 +77,7 @@ class NNM(VectorFace):
             self._collection.find_state,
             fingerprint=digest(model.fingerprint, self._collection.codec.name),
             refusal=self.selftest.refusal,
+            codec=self._collection.codec.name,
         )
         if self._collection.needs_rereading:
             self._reread()
@@ -302,6 +300,8 @@ class NNM(VectorFace):
         memories: Sequence[str | Memory | Hit] | None = None,
         references: Sequence[Memory] = (),
         policy: Policy = "auto",
+        composer: str | Composer | None = None,
+        order: Order = "ranked",
         mode: Mode = "inject",
         filter: Any = None,
         rerank: bool = False,
@@ -324,8 +324,13 @@ class NNM(VectorFace):
             memories: use these, in this order, in place of a search: ids, memories or hits. In a chat prompt those
                 whose text does not stand in it are put before the last user turn.
             references: memories to look for in a chat prompt, beside the leased ones.
-            policy: ``exact`` and ``auto`` inject only states that make the answer equal to reading, and read the
-                rest; ``fast`` also places states side by side that were not computed together.
+            policy: ``exact`` injects only states that make the answer equal to reading, and reads the rest; ``fast``
+                also composes: it places states side by side that were not computed together; ``auto`` does so where
+                the composer's measured agreement with reading is high enough (``nnm doctor --calibrate``).
+            composer: how states are placed side by side (`nnm_core.injection.compose.names`).
+            order: ``ranked`` puts the best memory first; ``canonical`` sorts the memories by id, so that the same
+                memories stand in the same order whatever was asked, and more of them are found exact. It has no say
+                over memories whose text stands in a chat prompt already.
             mode: ``inject``; ``read`` reads the very same tokens; ``bare`` asks without any memory.
             filter: metadata conditions for the search.
             rerank: as in `search`.
@@ -343,15 +348,19 @@ class NNM(VectorFace):
         self._check_open()
         _check_choice("mode", mode, ("inject", "read", "bare"))
         _check_choice("policy", policy, ("exact", "auto", "fast"))
+        _check_choice("order", order, ("ranked", "canonical"))
         _check_choice("overflow", overflow, ("raise", "drop"))
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         decoding = DecodeSettings(max_tokens, temperature, top_p, top_k, stops, seed)
         if isinstance(question, str):
             hits = self._hits(question, memories, mode, k=k, filter=filter, scope=scope, rerank=rerank)
-            messages: list[PromptMessage] = question_prompt(question, [hit.memory for hit in hits], self.system)
+            placed = in_order([hit.memory for hit in hits], order)
+            messages: list[PromptMessage] = question_prompt(question, placed, self.system)
         else:
-            hits, messages = self._chat(question, memories, references, mode, scope, strict=strict)
-        request = Request(messages, hits, mode, policy, decoding, started, strict=strict)
+            hits, messages = self._chat(question, memories, references, mode, scope, order, strict=strict)
+        request = Request(
+            messages, hits, mode, policy, decoding, started, strict=strict, composer=pick(composer), order=order
+        )
         if overflow == "drop" and isinstance(question, str):
             request = self._answerer.drop_until_fit(request, question, self.system)
         self._left_state()
@@ -367,43 +376,6 @@ class NNM(VectorFace):
         if memories is None:
             return tuple(self.search(question, **recall))
         return self._given(memories)
-
-    def _given(self, memories: Sequence[str | Memory | Hit]) -> tuple[Hit, ...]:
-        named = [item for item in memories if isinstance(item, str)]
-        found = dict(zip(named, self.get(named), strict=True))
-        hits = []
-        for rank, item in enumerate(memories):
-            if isinstance(item, Hit):
-                hits.append(item)
-                continue
-            memory = found[item] if isinstance(item, str) else item
-            if memory.namespace != self.namespace:
-                raise MemoryNotFoundError(f"No memory {memory.id!r} in namespace {self.namespace!r}.")
-            hits.append(Hit(memory, 1.0 / (rank + 1)))
-        return tuple(hits)
-
-    def _chat(
-        self,
-        messages: Sequence[Message],
-        memories: Sequence[str | Memory | Hit] | None,
-        references: Sequence[Memory],
-        mode: Mode,
-        scope: str,
-        *,
-        strict: bool,
-    ) -> tuple[tuple[Hit, ...], list[PromptMessage]]:
-        if mode == "bare":
-            return (), bare_prompt(messages).messages
-        given = {hit.memory.id: hit for hit in self._given(memories or ())}
-        known = [hit.memory for hit in given.values()]
-        also = [memory for memory in references if memory.namespace == self.namespace]
-        prompt = chat_prompt(messages, self.leases, scope=scope, given=known, references=also, system=self.system)
-        if strict and prompt.missed:
-            raise MemoryNotInjectedError(
-                f"None of the recalled memories stands in the prompt: {', '.join(m.id for m in prompt.missed)}.",
-                hint="Something between retriever and model has changed their text; see `memories=` for another way.",
-            )
-        return tuple(given.get(memory.id) or Hit(memory, 1.0) for memory in prompt.memories), prompt.messages
 
     # -- removal and upkeep -------------------------------------------------------------------------------------
 
@@ -450,7 +422,7 @@ class NNM(VectorFace):
             "memories": self._collection.journal.live_count(),
             "tokens": self._collection.journal.token_count(),
             "bytes_states": self._collection.blobs.nbytes(),
-            "bytes_state_cache": self._tree.nbytes,
+            **self._tree.stats(),
             "whitening_fitted_on": self._collection.whitening.fitted_on,
             "model": self.model.name,
             "device": str(self.model.device),

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 Mode = Literal["inject", "read", "bare"]
 Policy = Literal["exact", "auto", "fast"]
+Order = Literal["ranked", "canonical"]
 Tier = Literal["exact", "composed", "compressed", "text"]
+UseAction = Literal["exact", "composed", "read"]
 # ``prompt``: a whole prompt, formatted for the model already; it stands alone and no chat template is applied.
 Role = Literal["system", "user", "assistant", "tool", "prompt"]
 
@@ -73,6 +75,37 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """What was done with one memory of a prompt.
+
+    Attributes:
+        id: the memory.
+        action: ``exact``: its state was loaded behind the context that it was computed behind; ``composed``: it was
+            moved there from another context; ``read``: its text was read.
+        tier: what that guarantees; ``text`` for one that was read.
+        codec: how its state was kept (`nnm_core.states.codecs`), or empty if it was read.
+        tokens: its tokens in the prompt.
+        recomputed: how many of them were loaded and then computed again to repair the composition.
+        expected_agreement: share of greedy tokens that are those of reading, as measured for this tier on this model;
+            1.0 where it is exact by construction, None where nobody has measured it (``nnm doctor --calibrate``).
+        nbytes: bytes of keys and values that were loaded.
+        seconds: finding, decoding and placing its state; 0 for one that was read together with the rest of the prompt.
+        reason: why it was read; empty if it was not.
+    """
+
+    id: str
+    action: UseAction
+    tier: Tier
+    codec: str = ""
+    tokens: int = 0
+    recomputed: int = 0
+    expected_agreement: float | None = None
+    nbytes: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """What was done to produce an answer.
 
@@ -89,6 +122,8 @@ class Receipt:
         fallbacks: for each memory that was not injected, why it was read instead.
         seconds_total: from the call to the last token.
         memories: for each memory of the prompt, by id, ``injected`` or ``read``.
+        parts: for each memory of the prompt, in its order, what was done.
+        composer: which composer laid the memories side by side; empty if none had to.
     """
 
     tier: Tier
@@ -101,6 +136,8 @@ class Receipt:
     fallbacks: tuple[str, ...] = ()
     seconds_total: float = 0.0
     memories: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[MemoryUse, ...] = ()
+    composer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,19 +6,17 @@ this left context, its state is exact. From the first unknown segment on, the po
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from nnm_core.errors import PositionError
 from nnm_core.model.prompt import Segment
-from nnm_core.records import Policy, Tier
+from nnm_core.records import Policy, Tier, UseAction
 from nnm_core.states.state import ROOT, PlacedState, chain
 
 # Why a memory is read that will be injected the next time.
 FIRST_TIME = "no state behind this left context yet; read, and kept for the next time"
-
-Action = Literal["exact", "composed", "read"]
 
 # (segment, name of the context before it, position of its first token) -> its exact state, if there is one
 FindExact = Callable[[Segment, str, int], PlacedState | None]
@@ -37,14 +35,16 @@ class Step:
         action: ``exact`` or ``composed`` load `state`; ``read`` computes.
         state: what is loaded.
         reason: for a memory that is read, why.
+        seconds: what finding and placing the state took.
     """
 
     segment: Segment
     start: int
     name: str
-    action: Action
+    action: UseAction
     state: PlacedState | None = None
     reason: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,14 @@ class Plan:
         return self.length - self.tokens_injected
 
     @property
+    def composed(self) -> bool:
+        """Whether a memory stands behind another context than it was read behind."""
+        return any(step.action == "composed" for step in self.steps)
+
+    @property
     def tier(self) -> Tier:
         """``text`` if no memory is injected, else the weakest guarantee among the steps."""
-        if any(step.action == "composed" for step in self.steps):
+        if self.composed:
             return "composed"
         injected = any(step.state is not None and step.segment.memory is not None for step in self.steps)
         return "exact" if injected else "text"
@@ -88,29 +93,37 @@ def make_plan(
     find_exact: FindExact,
     find_any: FindAny,
     *,
+    compose: bool | None = None,
     reason: str = FIRST_TIME,
 ) -> Plan:
     """Walk `segments` and decide.
 
-    ``exact`` and ``auto`` load only exact states and read the rest, so the answer is that of reading everything.
-    ``fast`` also places states of other left contexts (composition). The last segment is always read, since the
-    next token is predicted from it.
+    ``exact`` loads only exact states and reads the rest, so the answer is that of reading everything. ``fast`` also
+    places states of other left contexts (composition), ``auto`` does so if `compose` says that it is known to be good
+    enough. The last segment is always read, since the next token is predicted from it.
+
+    Args:
+        compose: whether to compose; by default only ``fast`` does, and ``exact`` never does.
+        reason: what is said of memories that are read because no state fits.
     """
+    composes = policy != "exact" and (policy == "fast" if compose is None else compose)
     steps: list[Step] = []
     name, start, exact = ROOT, 0, True
     for index, segment in enumerate(segments):
         last = index == len(segments) - 1
+        began = time.perf_counter()
         state = find_exact(segment, name, start) if exact and not last else None
         name = chain(name, segment.ids)
-        action: Action = "exact" if state is not None else "read"
+        action: UseAction = "exact" if state is not None else "read"
         why = "the prompt ends with it" if last else reason
         if state is None:
             exact = False
-            if policy == "fast" and segment.memory is not None and not last:
+            if composes and segment.memory is not None and not last:
                 state, why = _moved(segment, start, find_any, why)
                 action = "composed" if state is not None else "read"
         read_memory = action == "read" and segment.memory is not None
-        steps.append(Step(segment, start, name, action, state, why if read_memory else ""))
+        seconds = 0.0 if state is None else time.perf_counter() - began
+        steps.append(Step(segment, start, name, action, state, why if read_memory else "", seconds))
         start += len(segment.ids)
     return Plan(tuple(steps))
 

@@ -57,10 +57,13 @@ def forward(model: LoadedModel, cache: PlacedCache, token_ids: list[int]) -> Ten
     return logits
 
 
-def keep_read(tree: StateTree, plan: Plan, cache: PlacedCache) -> None:
+def keep_read(tree: StateTree, plan: Plan, cache: PlacedCache, *, pin: bool = False) -> None:
     """Put into the tree what a prompt without composed parts has read or loaded, its last segment excepted.
 
     A composed part makes everything behind it approximate; nothing from there on is kept.
+
+    Args:
+        pin: keep it there whatever else is used.
     """
     points: frozenset[str] = frozenset()
     for step in plan.steps[:-1]:
@@ -68,8 +71,10 @@ def keep_read(tree: StateTree, plan: Plan, cache: PlacedCache) -> None:
             return
         if step.segment.memory is not None:
             points |= {point_of(step)}
-        if tree.get(step.name) is None:
-            tree.put(Node(_slice(cache, step), points))
+        if step.name not in tree:
+            tree.put(Node(_slice(cache, step), points), pin=pin)
+        elif pin:
+            tree.pin([step.name])
 
 
 def point_of(step: Step) -> str:

@@ -33,12 +33,25 @@ class StateTree:
         self._nodes: OrderedDict[str, Node] = OrderedDict()
         self._pinned: set[str] = set()
         self._bytes = 0
+        self._hits = self._misses = 0
         self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
         """Bytes of all nodes."""
         return self._bytes
+
+    def stats(self) -> dict[str, int]:
+        """Bytes in use, pinned and allowed, nodes, and how often a looked-up context was there or not."""
+        with self._lock:
+            return {
+                "bytes_state_cache": self._bytes,
+                "bytes_state_cache_pinned": sum(self._nodes[name].state.nbytes for name in self._pinned),
+                "bytes_state_cache_budget": self.budget,
+                "state_cache_nodes": len(self._nodes),
+                "state_cache_hits": self._hits,
+                "state_cache_misses": self._misses,
+            }
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -47,9 +60,38 @@ class StateTree:
         """The node of that context, now the most recently used, or None."""
         with self._lock:
             node = self._nodes.get(name)
-            if node is not None:
-                self._nodes.move_to_end(name)
+            if node is None:
+                self._misses += 1
+                return None
+            self._hits += 1
+            self._nodes.move_to_end(name)
             return node
+
+    def __contains__(self, name: object) -> bool:
+        """Whether that context is known; no use of it."""
+        return name in self._nodes
+
+    def pin(self, names: Iterable[str]) -> None:
+        """Never drop these contexts to make room, as far as they are there."""
+        with self._lock:
+            self._pinned.update(name for name in names if name in self._nodes)
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        """Names of the pinned contexts."""
+        with self._lock:
+            return frozenset(self._pinned)
+
+    def nbytes_of(self, names: Iterable[str]) -> int:
+        """Bytes of those of these contexts that are there."""
+        with self._lock:
+            return sum(self._nodes[name].state.nbytes for name in names if name in self._nodes)
+
+    def unpin(self, names: Iterable[str]) -> None:
+        """Let these contexts be dropped again when room is needed."""
+        with self._lock:
+            self._pinned.difference_update(names)
+            self._make_room()
 
     def put(self, node: Node, *, pin: bool = False) -> None:
         """Keep `node`; a pinned one is never dropped to make room. One larger than the budget is not kept."""
@@ -69,6 +111,7 @@ class StateTree:
         with self._lock:
             for name in [name for name, node in self._nodes.items() if node.points & gone]:
                 self._remove(name)
+                self._pinned.discard(name)
 
     def clear(self) -> None:
         """Drop everything, pins included."""

@@ -1,0 +1,42 @@
+"""Composers: ways to put memories side by side that were read apart, one small class a file.
+
+`composer(name)` finds one by its name, `names()` lists them, `DEFAULT` is what ``policy="fast"`` uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nnm_core.errors import InvalidInputError
+from nnm_core.injection.compose.base import Composed, Composer, Composition, FindStored
+from nnm_core.injection.compose.concatenate import Concatenate
+
+__all__ = ["AUTO_BOUND", "DEFAULT", "Composed", "Composer", "Composition", "FindStored", "composer", "names"]
+
+DEFAULT = "concatenate"
+# `policy="auto"` composes only where the composer's measured greedy agreement with reading is at least this.
+AUTO_BOUND = 0.9
+
+_MAKERS: dict[str, Callable[[], Composer]] = {
+    "concatenate": Concatenate,
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names of all composers."""
+    return tuple(_MAKERS)
+
+
+def composer(chosen: str | Composer | None = None) -> Composer:
+    """The composer of that name with its default settings; the default one for None; a composer is returned as it is.
+
+    Raises:
+        InvalidInputError: there is none of that name.
+    """
+    if chosen is None:
+        return _MAKERS[DEFAULT]()
+    if not isinstance(chosen, str):
+        return chosen
+    if chosen not in _MAKERS:
+        raise InvalidInputError(f"There is no composer {chosen!r}.", hint=f"Use one of {', '.join(_MAKERS)}.")
+    return _MAKERS[chosen]()
