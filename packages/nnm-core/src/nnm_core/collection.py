@@ -24,8 +24,9 @@ from nnm_core.recall.choose import choose_search
 from nnm_core.recall.fusion import FusedHit
 from nnm_core.recall.search import Searcher, SearchSettings
 from nnm_core.records import Hit, Memory
-from nnm_core.states.codecs import Codec, NativeCodec, expectation, manifest_of
-from nnm_core.states.state import State
+from nnm_core.state_store import StateStore
+from nnm_core.states.codecs import DEFAULT, Codec, Reader, make_codec
+from nnm_core.states.state import PlacedState, State
 from nnm_core.storage.blobs import BlobStore, open_blobs
 from nnm_core.storage.index import Point, SparseVector, VectorIndex, discard_index, open_index
 from nnm_core.storage.journal import Journal
@@ -55,12 +56,14 @@ class StoreSettings:
         namespace: the compartment.
         url: address of a Qdrant server for the vectors; None uses the embedded index.
         state_quota: bytes of states to keep on disk, least recently used out first; None for no limit.
+        codec: how states are kept (`nnm_core.states.codecs`); None for as they are, ``native`` in a new namespace.
     """
 
     path: Path | None = None
     namespace: str = "default"
     url: str | None = None
     state_quota: int | None = None
+    codec: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,22 @@ class StoredState:
 class Collection:
     """The memories of one namespace as one model sees them. One object a namespace and process."""
 
-    def __init__(self, model: LoadedModel, settings: StoreSettings, *, rebuild: bool = False) -> None:
-        """Open or create; see `NNM.open` for the errors."""
+    def __init__(
+        self,
+        model: LoadedModel,
+        settings: StoreSettings,
+        *,
+        left: Callable[[], PlacedState],
+        rebuild: bool = False,
+    ) -> None:
+        """Open or create; see `NNM.open` for the errors.
+
+        Args:
+            left: the state of the canonical left context, made on demand.
+        """
         self.model = model
         self.settings = settings
-        self.codec: Codec = NativeCodec()
+        self._left = left
         self.embedder = KVEmbedder(model, _embedding_settings(model))
         self._folder = None if settings.path is None else namespace_directory(settings.path, settings.namespace)
         self._lock = None if self._folder is None else NamespaceLock(make_private_directory(self._folder)).acquire()
@@ -99,6 +113,7 @@ class Collection:
         states = None if folder is None else folder / "states"
         self.blobs: BlobStore = open_blobs(states, quota=self.settings.state_quota)
         self._open.append(self.blobs.close)
+        self.states = StateStore(self.blobs, self._choose_codec(), Reader(self.model, self._left))
         self.index, damaged = self._open_index()
         self._open.append(lambda: self.index.close())
         self._load_transforms()
@@ -106,6 +121,20 @@ class Collection:
         torn = damaged or recovery.missing_points or self.journal.get_setting("reindexing", default=False)
         if torn and not self.needs_rereading:
             self.reindex()
+
+    def _choose_codec(self) -> Codec:
+        """The codec asked for, else the namespace's own. States in another form are converted when they are used."""
+        known = self.journal.get_setting("codec")
+        codec = make_codec(self.settings.codec or known or DEFAULT)
+        codec.check(self.model)
+        if codec.name != known:
+            self.journal.set_setting("codec", codec.name)
+        return codec
+
+    @property
+    def codec(self) -> Codec:
+        """How states are kept."""
+        return self.states.codec
 
     def _check_model(self, *, rebuild: bool) -> bool:
         """Whether another model made this namespace and all its texts must be read again.
@@ -282,8 +311,7 @@ class Collection:
 
     def keep_state(self, point: str, state: State) -> StoredState:
         """Store the state of a version that is not live yet."""
-        manifest = manifest_of(state, self.codec, self.model.fingerprint)
-        self.blobs.put(point, self.codec.encode(state), manifest)
+        self.states.put(point, state)
         return StoredState(StateRef(point, state.chain), len(state.token_ids))
 
     def write(self, entries: Sequence[Entry], raw: Sequence[Vectors | None], states: Sequence[StoredState]) -> None:
@@ -327,14 +355,17 @@ class Collection:
 
     def find_state(self, memory: Memory) -> State | None:
         """The stored state of this version of the memory, or None: not there, another model's, damaged, evicted."""
+        for ref in self._states_of(memory):
+            state = self.states.get(ref.key, lambda: bool(self._states_of(memory)))
+            if state is not None:
+                return state
+        return None
+
+    def _states_of(self, memory: Memory) -> tuple[StateRef, ...]:
         entry = self.journal.get([memory.id])[0]
         if entry is None or entry.memory.version != memory.version or entry.memory.digest != memory.digest:
-            return None
-        for ref in entry.states:
-            blob = self.blobs.get(ref.key, expect=expectation(self.codec, self.model.fingerprint))
-            if blob is not None:
-                return self.codec.decode(blob.tensors, blob.manifest)
-        return None
+            return ()
+        return entry.states
 
     def search(
         self, query: str, k: int, filter: Any, *, vector: Vectors | None = None, alpha: float | None = None

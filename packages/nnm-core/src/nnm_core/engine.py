@@ -67,7 +67,7 @@ class NNM(VectorFace, AskFace):
         self._tree = StateTree(state_cache)
         self._writing = threading.RLock()
         self._closed = False
-        self._collection = Collection(model, store, rebuild=rebuild)
+        self._collection = Collection(model, store, left=self._left_state, rebuild=rebuild)
         self._ingest = Ingest(model, self._format, self._collection, self._left_state)
         self._recall = Recall(model, self._format, self._collection, self._left_state)
         self._answerer = Answerer(
@@ -94,6 +94,7 @@ class NNM(VectorFace, AskFace):
         url: str | None = None,
         state_quota: int | None = None,
         state_cache: int = DEFAULT_BUDGET,
+        codec: str | None = None,
         rebuild: bool = False,
         **model_settings: Any,
     ) -> NNM:
@@ -108,6 +109,8 @@ class NNM(VectorFace, AskFace):
             url: a Qdrant server for the vectors, in place of the embedded index.
             state_quota: bytes of states to keep on disk; None for no limit.
             state_cache: bytes of placed states to keep in RAM.
+            codec: how states are stored, ``native``, ``int8``, ``int4``, ``residual-int8`` or ``tokens``; kept with the
+                namespace. None leaves it as it is. States in another form are converted when they are used.
             rebuild: read all texts again if another model made the store.
             **model_settings: fields of `ModelSettings`: device, dtype, quantize, revision, attention,
                 trust_remote_code.
@@ -123,7 +126,7 @@ class NNM(VectorFace, AskFace):
         except TypeError as error:
             raise InvalidInputError(f"NNM.open: {error}.", hint=f"It takes {', '.join(_MODEL_FIELDS)}.") from error
         loaded = model if isinstance(model, LoadedModel) else load_model(model, settings)
-        store = StoreSettings(None if path is None else Path(path), namespace, url, state_quota)
+        store = StoreSettings(None if path is None else Path(path), namespace, url, state_quota, codec)
         return cls(loaded, store, system=system, thinking=thinking, state_cache=state_cache, rebuild=rebuild)
 
     # -- ingest -------------------------------------------------------------------------------------------------

@@ -212,7 +212,13 @@ class Ingest:
         stored: dict[int, StoredState] = {}
         budget = TOKENS_PER_PASS.get(self.model.device.type, TOKENS_PER_PASS["cpu"])
         for batch in padded_batches([len(row) for row in rows], budget):
-            for index, state in zip(batch, capture(self.model, [rows[i] for i in batch], self.left()), strict=True):
+            states = capture(
+                self.model,
+                [rows[i] for i in batch],
+                self.left(),
+                residual_layer=self.collection.codec.residual_layer,
+            )
+            for index, state in zip(batch, states, strict=True):
                 stored[index] = self.collection.keep_state(entries[index].point, state)
         return [stored[index] for index in range(len(rows))]
 

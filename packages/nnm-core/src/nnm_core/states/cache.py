@@ -120,8 +120,11 @@ class RecordingCache(Cache):
         super().__init__(layers=list(self.placed))
 
     def recorded(self) -> list[tuple[Tensor, Tensor]]:
-        """For each layer the unrotated keys and the values of all recorded tokens, [batch, kv_heads, tokens, dim]."""
-        return [
-            (torch.cat([k for k, _ in layer.raw], dim=-2), torch.cat([v for _, v in layer.raw], dim=-2))
-            for layer in self.placed
-        ]
+        """For each layer the unrotated keys and the values of all recorded tokens, [batch, kv_heads, tokens, dim].
+
+        A layer that the pass has left out counts with zeros, in the shape of the last one.
+        """
+        like = self.placed[-1].raw
+        none = [(torch.zeros_like(key), torch.zeros_like(value)) for key, value in like]
+        rows = [layer.raw or none for layer in self.placed]
+        return [(torch.cat([k for k, _ in raw], dim=-2), torch.cat([v for _, v in raw], dim=-2)) for raw in rows]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnm_core.model.load import LoadedModel
 from nnm_core.model.positions import DeferredRotation, deferred
@@ -17,7 +17,14 @@ EMPTY = PlacedState(ROOT, 0, ())
 
 
 @torch.inference_mode()
-def capture(model: LoadedModel, rows: Sequence[Sequence[int]], left: PlacedState = EMPTY) -> list[State]:
+def capture(
+    model: LoadedModel,
+    rows: Sequence[Sequence[int]],
+    left: PlacedState = EMPTY,
+    *,
+    residual_layer: int | None = None,
+    base: nn.Module | None = None,
+) -> list[State]:
     """States of `rows` of token ids, each computed behind the same `left` context, in one forward pass.
 
     Rows are padded on the right: with a causal mask no token sees the padding, so no mask is needed for it.
@@ -25,18 +32,25 @@ def capture(model: LoadedModel, rows: Sequence[Sequence[int]], left: PlacedState
     Args:
         rows: non-empty rows of token ids.
         left: the placed state of everything before them.
+        residual_layer: keep the residual stream before this layer too, less the one before the first (`State.residual`).
+        base: a decoder that shares the model's layers and stands in for its own.
     """
+    decoder = model.hf.base_model if base is None else base
+    wanted = {} if residual_layer is None else {"output_hidden_states": True}
     width = max(len(row) for row in rows)
     ids = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows], device=model.device)
     rotary = model.positions.rotary
     with deferred(rotary) if rotary else nullcontext(None) as rotation:
         cache = _cache_behind(model, rotation, left, rows=len(rows), width=width)
-        model.hf.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+        output = decoder(input_ids=ids, past_key_values=cache, use_cache=True, **wanted)
     recorded = cache.recorded()
-    return [
-        State(tuple(row), left.length, left.name, tuple((_cut(k, i, row), _cut(v, i, row)) for k, v in recorded))
-        for i, row in enumerate(rows)
-    ]
+    stream = None if residual_layer is None else output.hidden_states[residual_layer] - output.hidden_states[0]
+    states = []
+    for i, row in enumerate(rows):
+        layers = tuple((_cut(k, i, row), _cut(v, i, row)) for k, v in recorded)
+        residual = None if stream is None else stream[i, : len(row)].clone()
+        states.append(State(tuple(row), left.length, left.name, layers, residual))
+    return states
 
 
 def place(model: LoadedModel, state: State, start: int) -> PlacedState:
@@ -48,7 +62,8 @@ def place(model: LoadedModel, state: State, start: int) -> PlacedState:
     model.positions.check_move(state.start, start, len(state.token_ids))
     layers = [(key.to(model.device), value.to(model.device)) for key, value in state.layers]
     keys = model.positions.place([key for key, _ in layers], start)
-    return PlacedState(state.chain, len(state.token_ids), tuple(zip(keys, (v for _, v in layers), strict=True)))
+    placed = tuple(zip(keys, (value for _, value in layers), strict=True))
+    return PlacedState(state.chain, len(state.token_ids), placed, state.origin)
 
 
 def _cache_behind(

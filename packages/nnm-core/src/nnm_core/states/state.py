@@ -23,6 +23,26 @@ def chain(left: str, token_ids: Sequence[int]) -> str:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """How a state was had, for the receipt.
+
+    Attributes:
+        codec: name of the form that it was stored in.
+        lossless: whether it gives the same greedy tokens as reading.
+        nbytes: stored bytes that were read for it.
+        recomputed: tokens of which all or some layers were computed again.
+    """
+
+    codec: str = "native"
+    lossless: bool = True
+    nbytes: int = 0
+    recomputed: int = 0
+
+
+NATIVE = Origin()
+
+
+@dataclass(frozen=True)
 class State:
     """Keys and values of some tokens, computed behind one left context.
 
@@ -32,12 +52,17 @@ class State:
         left: name (`chain`) of the left context.
         layers: for each layer keys and values, [kv_heads, tokens, head_dim], in the model's compute type. Keys are
             as they leave the projection and any QK norm, before rotation.
+        residual: what a codec has asked for: the residual stream before one of the layers, less the one before the
+            first, [tokens, width].
+        origin: how it was had.
     """
 
     token_ids: tuple[int, ...]
     start: int
     left: str
     layers: tuple[LayerStates, ...]
+    residual: Tensor | None = None
+    origin: Origin = NATIVE
 
     @property
     def chain(self) -> str:
@@ -49,7 +74,8 @@ class State:
         if length == len(self.token_ids):
             return self
         layers = tuple((key[:, :length], value[:, :length]) for key, value in self.layers)
-        return State(self.token_ids[:length], self.start, self.left, layers)
+        residual = None if self.residual is None else self.residual[:length]
+        return State(self.token_ids[:length], self.start, self.left, layers, residual, self.origin)
 
     @property
     def nbytes(self) -> int:
@@ -65,11 +91,13 @@ class PlacedState:
         name: `chain` of the context that ends with these tokens.
         length: number of tokens.
         layers: for each layer rotated keys and values, [kv_heads, tokens, head_dim].
+        origin: how it was had.
     """
 
     name: str
     length: int
     layers: tuple[LayerStates, ...]
+    origin: Origin = NATIVE
 
     @property
     def nbytes(self) -> int:
