@@ -17,7 +17,7 @@ from nnm_core.model.load import LoadedModel
 from nnm_core.model.prompt import PromptFormat, PromptMessage, Segment, question_prompt
 from nnm_core.records import Answer, Chunk, Hit, Memory, MemoryUse, Mode, Order, Policy, Receipt
 from nnm_core.states.capture import place
-from nnm_core.states.state import PlacedState, State, chain
+from nnm_core.states.state import NATIVE, PlacedState, State, chain
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,6 @@ class Answerer:
     Attributes:
         fingerprint: for the receipts.
         refusal: why this model's states may not be injected at all; empty if they may.
-        codec: how states are kept, for the receipts.
         agreement: what is known about each composer on this model; ``auto`` composes only where that is enough.
     """
 
@@ -83,7 +82,6 @@ class Answerer:
     find_state: FindState
     fingerprint: str
     refusal: str = ""
-    codec: str = "native"
     agreement: Agreement = not_measured
 
     def check_fit(self, segments: Sequence[Segment], max_tokens: int) -> None:
@@ -155,7 +153,7 @@ class Answerer:
         return make_plan(
             segments,
             request.policy,
-            self._find_exact,
+            self._find_lossless if request.policy == "exact" else self._find_exact,
             self._find_any,
             compose=compose and not refusal,
             reason=refusal if compose and refusal else FIRST_TIME,
@@ -175,7 +173,7 @@ class Answerer:
         if self.refusal or self._beyond_tables(sum(len(segment.ids) for segment in segments)):
             reason = self.refusal or "together they are longer than this model's rotary tables stay the same"
             raise InvalidInputError(f"These memories cannot be pinned: {reason}.")
-        plan = make_plan(segments, "exact", self._find_exact, self._find_any)
+        plan = make_plan(segments, "exact", self._find_lossless, self._find_any)
         cache, _ = prefill(self.model, plan, room=1)
         steps = plan.steps[:-1]
         names = [step.name for step in steps]
@@ -214,6 +212,11 @@ class Answerer:
             logger.debug("no exact state for memory %r: %s", segment.memory.id, error)
             return None
 
+    def _find_lossless(self, segment: Segment, left: str, start: int) -> PlacedState | None:
+        """As `_find_exact`, but nothing that a lossy codec has touched."""
+        state = self._find_exact(segment, left, start)
+        return state if state is not None and state.origin.lossless else None
+
     def _find_any(self, segment: Segment, start: int) -> PlacedState | None:
         state = self._stored(segment)
         return None if state is None else place(self.model, state, start)
@@ -236,7 +239,7 @@ class Answerer:
             tier=plan.tier,
             tokens_injected=plan.tokens_injected,
             tokens_read=plan.tokens_read,
-            tokens_recomputed=sum(made.recomputed.values()),
+            tokens_recomputed=_recomputed(plan, made),
             tokens_generated=generated,
             seconds_to_first_token=first,
             fingerprint=self.fingerprint,
@@ -248,19 +251,32 @@ class Answerer:
         )
 
     def _use(self, step: Step, memory: Memory, request: Request, recomputed: int) -> MemoryUse:
-        known = 1.0 if step.action != "composed" else self.agreement(request.composer.name)
+        origin = NATIVE if step.state is None else step.state.origin
+        known: float | None = 1.0
+        if step.tier in ("composed", "compressed"):
+            known = self.agreement(request.composer.name if step.tier == "composed" else origin.codec)
         return MemoryUse(
             id=memory.id,
             action=step.action,
-            tier="text" if step.action == "read" else step.action,
-            codec="" if step.state is None else self.codec,
+            tier=step.tier,
+            codec="" if step.state is None else origin.codec,
             tokens=len(step.segment.ids),
-            recomputed=recomputed,
+            recomputed=max(recomputed, origin.recomputed),
             expected_agreement=known,
-            nbytes=0 if step.state is None else step.state.nbytes,
+            nbytes=0 if step.state is None else origin.nbytes or step.state.nbytes,
             seconds=step.seconds,
             reason=step.reason if request.mode == "inject" else "",
         )
+
+
+def _recomputed(plan: Plan, made: Composed) -> int:
+    """Tokens computed again by the composer, and by codecs where it has not done so anyway."""
+    decoded = sum(
+        step.state.origin.recomputed
+        for index, step in enumerate(plan.steps)
+        if step.state is not None and index not in made.recomputed
+    )
+    return sum(made.recomputed.values()) + decoded
 
 
 def _refuse_text(plan: Plan) -> None:

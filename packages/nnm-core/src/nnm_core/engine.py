@@ -77,7 +77,6 @@ class NNM(VectorFace, AskFace):
             self._collection.find_state,
             fingerprint=digest(model.fingerprint, self._collection.codec.name),
             refusal=self.selftest.refusal,
-            codec=self._collection.codec.name,
         )
         if self._collection.needs_rereading:
             self._reread()

@@ -85,10 +85,11 @@ class MemoryUse:
         tier: what that guarantees; ``text`` for one that was read.
         codec: how its state was kept (`nnm_core.states.codecs`), or empty if it was read.
         tokens: its tokens in the prompt.
-        recomputed: how many of them were loaded and then computed again to repair the composition.
+        recomputed: how many of them were computed again, to repair a composition or because their codec keeps less
+            than the state.
         expected_agreement: share of greedy tokens that are those of reading, as measured for this tier on this model;
             1.0 where it is exact by construction, None where nobody has measured it (``nnm doctor --calibrate``).
-        nbytes: bytes of keys and values that were loaded.
+        nbytes: bytes that were loaded: as stored, or keys and values where they were in RAM already.
         seconds: finding, decoding and placing its state; 0 for one that was read together with the rest of the prompt.
         reason: why it was read; empty if it was not.
     """
@@ -115,7 +116,8 @@ class Receipt:
             was injected.
         tokens_injected: prompt tokens whose states were loaded and not computed.
         tokens_read: prompt tokens that the model read in this call.
-        tokens_recomputed: tokens that were injected and then computed again to repair a composition.
+        tokens_recomputed: tokens that were injected and computed again, wholly or in part: to repair a composition, or
+            by a codec that keeps less than the state.
         tokens_generated: tokens that were decoded, the end-of-turn token included.
         seconds_to_first_token: from the call to the first decoded token, recall and loading included.
         fingerprint: identifies model, tokenizer, template and codec.

@@ -46,6 +46,15 @@ class Step:
     reason: str = ""
     seconds: float = 0.0
 
+    @property
+    def tier(self) -> Tier:
+        """What is guaranteed for this segment alone; ``text`` if it is read."""
+        if self.state is None:
+            return "text"
+        if self.action == "composed":
+            return "composed"
+        return "exact" if self.state.origin.lossless else "compressed"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -78,6 +87,8 @@ class Plan:
         """``text`` if no memory is injected, else the weakest guarantee among the steps."""
         if self.composed:
             return "composed"
+        if any(step.tier == "compressed" for step in self.steps):
+            return "compressed"
         injected = any(step.state is not None and step.segment.memory is not None for step in self.steps)
         return "exact" if injected else "text"
 

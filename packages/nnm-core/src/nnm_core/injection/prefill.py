@@ -16,7 +16,7 @@ from nnm_core.injection.plan import Plan, Step
 from nnm_core.injection.tree import Node, StateTree
 from nnm_core.model.load import LoadedModel
 from nnm_core.states.cache import PlacedCache
-from nnm_core.states.state import PlacedState
+from nnm_core.states.state import NATIVE, Origin, PlacedState
 
 
 @torch.inference_mode()
@@ -60,19 +60,23 @@ def forward(model: LoadedModel, cache: PlacedCache, token_ids: list[int]) -> Ten
 def keep_read(tree: StateTree, plan: Plan, cache: PlacedCache, *, pin: bool = False) -> None:
     """Put into the tree what a prompt without composed parts has read or loaded, its last segment excepted.
 
-    A composed part makes everything behind it approximate; nothing from there on is kept.
+    A composed part makes everything behind it approximate; nothing from there on is kept. What was read behind a state
+    of a lossy codec is kept as such.
 
     Args:
         pin: keep it there whatever else is used.
     """
     points: frozenset[str] = frozenset()
+    origin = NATIVE
     for step in plan.steps[:-1]:
         if step.action == "composed":
             return
         if step.segment.memory is not None:
             points |= {point_of(step)}
-        if step.name not in tree:
-            tree.put(Node(_slice(cache, step), points), pin=pin)
+        if step.state is not None and not step.state.origin.lossless:
+            origin = Origin(step.state.origin.codec, lossless=False)
+        if not tree.holds(step.name, lossless=origin.lossless):
+            tree.put(Node(_slice(cache, step, origin), points), pin=pin)
         elif pin:
             tree.pin([step.name])
 
@@ -88,13 +92,13 @@ def memory_point(namespace: str, memory_id: str, version: int) -> str:
     return f"{namespace}\x00{memory_id}\x00{version}"
 
 
-def _slice(cache: PlacedCache, step: Step) -> PlacedState:
+def _slice(cache: PlacedCache, step: Step, origin: Origin) -> PlacedState:
     end = step.start + len(step.segment.ids)
     layers = []
     for layer in cache.placed:
         keys, values = layer.view()
         layers.append((keys[0, :, step.start : end].clone(), values[0, :, step.start : end].clone()))
-    return PlacedState(step.name, end - step.start, tuple(layers))
+    return PlacedState(step.name, end - step.start, tuple(layers), origin)
 
 
 def _keeps_logits(model: PreTrainedModel) -> bool:

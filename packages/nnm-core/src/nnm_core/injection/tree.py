@@ -71,6 +71,11 @@ class StateTree:
         """Whether that context is known; no use of it."""
         return name in self._nodes
 
+    def holds(self, name: str, *, lossless: bool) -> bool:
+        """Whether that context is known, and as read if it has to be `lossless`; no use of it."""
+        node = self._nodes.get(name)
+        return node is not None and (node.state.origin.lossless or not lossless)
+
     def pin(self, names: Iterable[str]) -> None:
         """Never drop these contexts to make room, as far as they are there."""
         with self._lock:

@@ -32,7 +32,7 @@ def capture(
     Args:
         rows: non-empty rows of token ids.
         left: the placed state of everything before them.
-        residual_layer: keep the residual stream before this layer too, less the one before the first (`State.residual`).
+        residual_layer: keep `State.residual` too: the residual stream before this layer less the one before the first.
         base: a decoder that shares the model's layers and stands in for its own.
     """
     decoder = model.hf.base_model if base is None else base

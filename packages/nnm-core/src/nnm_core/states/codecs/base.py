@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nnm_core.errors import InvalidInputError
 from nnm_core.model.load import LoadedModel
+from nnm_core.model.positions import embedding_weight
 from nnm_core.states.state import PlacedState, State
 
 FORMAT = "1"
@@ -96,8 +97,8 @@ def shapes_of(model: LoadedModel) -> Shapes:
 
     state = capture(model, [[0]])[0]
     layers = tuple((key.shape[0], key.shape[2], value.shape[2]) for key, value in state.layers)
-    width = model.hf.get_input_embeddings().weight.shape[1]
-    return Shapes(layers, int(width), torch.empty(0, dtype=model.dtype).element_size())
+    width = embedding_weight(model.hf).shape[1]
+    return Shapes(layers, width, torch.empty(0, dtype=model.dtype).element_size())
 
 
 def uniform_shapes(model: LoadedModel, codec: str) -> Shapes:

@@ -61,10 +61,11 @@ class IntegerCodec:
 
     def check(self, model: LoadedModel) -> None:
         """See `Codec`."""
-        heads, key, value = uniform_shapes(model, self.name).layers[0]
+        value = uniform_shapes(model, self.name).layers[0][2]
         if self.settings.bits == 4 and value % 2:
             raise InvalidInputError(
-                f"The codec {self.name!r} packs two channels a byte; {model.name} has {value}.", hint="Use codec='int8'."
+                f"The codec {self.name!r} packs two channels a byte; {model.name} has {value}.",
+                hint="Use codec='int8'.",
             )
 
     def bytes_per_token(self, model: LoadedModel, tokens: int = TYPICAL_TOKENS) -> float:
@@ -126,10 +127,11 @@ class IntegerCodec:
         [layers, heads, tokens, blocks, channels].
         """
         if name == "value":
-            return stack.unflatten(3, (-1, _width(stack.shape[3], self.settings.channels)))
+            width = _width(stack.shape[3], self.settings.channels)
+            return stack.reshape(*stack.shape[:3], -1, width)
         missing = -stack.shape[2] % self.settings.tokens
         filled = torch.cat([stack, stack[:, :, -1:].expand(-1, -1, missing, -1)], dim=2) if missing else stack
-        return filled.unflatten(2, (-1, self.settings.tokens))
+        return filled.reshape(*filled.shape[:2], -1, self.settings.tokens, filled.shape[3])
 
 
 def int8(name: str = "int8") -> IntegerCodec:

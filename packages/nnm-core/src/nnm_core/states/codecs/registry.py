@@ -46,7 +46,9 @@ def make_codec(spec: str = DEFAULT) -> Codec:
     options = _options(spec, rest)
     codec = CODECS[name](spec, options)
     if options:
-        raise InvalidInputError(f"The codec {name!r} has no option {', '.join(options)}.", hint="See docs/how-to/codecs.md.")
+        raise InvalidInputError(
+            f"The codec {name!r} has no option {', '.join(options)}.", hint="See docs/how-to/codecs.md."
+        )
     return codec
 
 
