@@ -76,7 +76,6 @@ def test_every_family_comes_back_within_the_error_and_size_that_are_stated(
     assert (decoded.origin.codec, decoded.origin.lossless) == (spec, codec.lossless)
     used = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     assert used == pytest.approx(codec.bytes_per_token(model, len(ROW)) * len(ROW), abs=8)
-    assert decoded.origin.nbytes == used
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, family) in FAMILIES.items() if family != "fixed"])

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from nnm_core.model.load import LoadedModel
-from nnm_core.states.codecs.base import TYPICAL_TOKENS, Reader, nbytes, shapes_of, token_ids, token_tensor
-from nnm_core.states.state import Origin, State
+from nnm_core.states.codecs.base import TYPICAL_TOKENS, Reader, shapes_of, token_ids, token_tensor
+from nnm_core.states.state import State
 
 
 class NativeCodec:
@@ -37,5 +37,4 @@ class NativeCodec:
     def decode(self, tensors: Mapping[str, Tensor], manifest: Mapping[str, str], reader: Reader | None = None) -> State:
         """The same tensors again, without a copy where the store maps files into memory."""
         layers = tuple((tensors[f"key.{i}"], tensors[f"value.{i}"]) for i in range(int(manifest["layers"])))
-        origin = Origin(self.name, nbytes=nbytes(tensors))
-        return State(token_ids(tensors), int(manifest["start"]), manifest["left"], layers, origin=origin)
+        return State(token_ids(tensors), int(manifest["start"]), manifest["left"], layers)
