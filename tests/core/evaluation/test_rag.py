@@ -11,14 +11,8 @@ from tests.core.tiny import tiny_reader
 
 from nnm_core import NNM
 from nnm_core.errors import InvalidInputError
-from nnm_core.evaluation.rag import (
-    BM25Retriever,
-    ClassicRag,
-    MiniLMRetriever,
-    best,
-    default_retriever,
-    minilm_is_installed,
-)
+from nnm_core.evaluation.embedders import EmbeddingRetriever, embeddings_of, minilm, minilm_is_installed
+from nnm_core.evaluation.rag import BM25Retriever, ClassicRag, best, default_retriever
 
 TEXTS = ["The bins are collected on Tuesday.", "Maria leads the Falcon project.", "The key hangs behind the door."]
 
@@ -40,7 +34,7 @@ def test_best_breaks_ties_by_place() -> None:
 
 @pytest.mark.skipif(not minilm_is_installed(), reason="needs the extra 'demo'")
 def test_minilm_finds_meaning_without_shared_words() -> None:
-    retriever = MiniLMRetriever()
+    retriever = EmbeddingRetriever(minilm())
     retriever.index(TEXTS)
     (place, score), *_ = retriever.search("garbage pickup day", 3)
     assert TEXTS[place] == TEXTS[0]
@@ -48,13 +42,42 @@ def test_minilm_finds_meaning_without_shared_words() -> None:
     ((same, one),) = retriever.search(TEXTS[1], 1)
     assert same == 1
     assert one == pytest.approx(1.0, abs=1e-5)
+    assert retriever.bytes_vectors == len(TEXTS) * 384 * 4
+    retriever.close()
+
+
+class Letters:
+    """LangChain's embedder interface: one dimension a letter."""
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [[float(text.lower().count(letter)) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+
+def test_any_embeddings_object_is_an_embedder_and_indexing_replaces() -> None:
+    retriever = EmbeddingRetriever(Letters())
+    with pytest.raises(InvalidInputError, match="nothing to search"):
+        retriever.search("zzz", 1)
+    retriever.index(["aaa", "bbb", "ccc"])
+    assert retriever.search("b", 1)[0] == (1, pytest.approx(1.0))
+    retriever.index(["bbb", "zzz"])
+    assert [place for place, _ in retriever.search("z", 2)] == [1, 0]
+    assert retriever.name == "Letters, Qdrant"
+    retriever.close()
+
+
+def test_an_embedder_that_does_not_exist_is_named() -> None:
+    with pytest.raises(InvalidInputError, match="no/such-embedder"):
+        embeddings_of("no/such-embedder")
 
 
 def test_without_minilm_bm25_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnm_core.evaluation.rag.minilm_is_installed", lambda: False)
+    monkeypatch.setattr("nnm_core.evaluation.embedders.minilm_is_installed", lambda: False)
     assert isinstance(default_retriever(), BM25Retriever)
     with pytest.raises(InvalidInputError, match="demo"):
-        MiniLMRetriever()
+        minilm()
 
 
 class SlowRetriever:

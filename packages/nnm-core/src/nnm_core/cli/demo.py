@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nnm_core._version import __version__
 from nnm_core.cli import session as shared
 from nnm_core.cli.output import owns_stdout, progress_bar, stderr, stdout
 from nnm_core.cli.session import Session, opened
@@ -19,9 +17,14 @@ from nnm_core.evaluation.report import seconds, write_json
 from nnm_core.records import Policy
 
 if TYPE_CHECKING:
-    from nnm_core.demo.run import Item
+    from nnm_core.evaluation.compare.run import CompareSettings, Comparison
 
 DEFAULT_OUT = Path("out/demo")
+ARMS = ("bare", "rag", "nnm", "random")
+SOURCE = (
+    "Passages: excerpts of Wikipedia articles; questions and gold answers: SQuAD v1.1 (Rajpurkar et al. 2016); both "
+    "CC BY-SA 4.0."
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -42,86 +45,63 @@ def demo(
 
     The passages ship with the program and go into a memory that lasts as long as the command.
     """
-    from nnm_core.demo.run import ARMS, Settings, summary
+    from nnm_core.evaluation.compare.arms import ArmSettings
+    from nnm_core.evaluation.compare.run import CompareSettings
 
-    settings = Settings(k=k, policy=policy)
+    settings = CompareSettings(ArmSettings(k=k, policy=policy), ARMS, lengths=())
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="nnm-demo-") as folder:
         session = Session(model, Path(folder), shared.DEFAULT_NAMESPACE, device)
-        items, config = _ask_all(session, settings, max_questions)
-    arms = {name: summary(items, name) for name in ARMS}
-    config["seconds"] = time.perf_counter() - started
-    write_json(json, {"arms": arms, "config": config, "items": [_item(item) for item in items]})
+        result = _ask_all(session, settings, max_questions)
+    result = replace(result, config={**result.config, "source": SOURCE, "seconds": time.perf_counter() - started})
+    write_json(json, result.to_dict())
     if not owns_stdout(json):
         from nnm_core.demo.table import result_table
 
-        stdout().print(result_table(items, arms))
-    _save(items, arms, config, out)
-    stderr().print(f"Done in {seconds(config['seconds'])}.")
+        stdout().print(result_table(result.items, result.arms))
+    _save(result, out)
+    stderr().print(f"Done in {seconds(result.config['seconds'])}.")
 
 
-def _ask_all(session: Session, settings: Any, max_questions: int) -> tuple[list[Item], dict[str, Any]]:
+def _ask_all(session: Session, settings: CompareSettings, max_questions: int) -> Comparison:
     from nnm_core.demo import dataset
-    from nnm_core.demo.run import ARMS, add_passages, make_arms, run, warm_up
-    from nnm_core.evaluation.rag import default_retriever
+    from nnm_core.evaluation.compare.run import compare
 
     passages, questions = dataset.passages(), dataset.questions()[:max_questions]
     with opened(session, create=True) as engine:
-        retriever = default_retriever()
         with stderr().status(f"Reading {len(passages)} passages ..."):
             started = time.perf_counter()
-            memories = add_passages(engine, passages)
+            memories = engine.add(
+                [passage.text for passage in passages],
+                ids=[passage.id for passage in passages],
+                metadatas=[{"title": passage.title} for passage in passages],
+            )
             ingest = time.perf_counter() - started
-        arms = make_arms(engine, memories, retriever, settings)
-        warm_up(engine, memories, questions, retriever)
-        with progress_bar("Asking", total=len(questions) * len(ARMS)) as progress:
-            items = []
-            for item in run(arms, questions):
-                items.append(item)
-                progress.advance(progress.task_ids[0])
-        config = {
-            "model": session.model,
-            "device": engine.stats()["device"],
-            "fingerprint": items[0].answer.receipt.fingerprint,
-            "retriever": retriever.name,
-            "k": settings.k,
-            "policy": settings.policy,
-            "max_tokens": settings.max_tokens,
-            "seed": settings.seed,
-            "passages": len(passages),
-            "questions": len(questions),
-            "ingest_seconds": ingest,
-            "version": __version__,
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        }
-    return items, config
+        with progress_bar("Asking", total=len(questions)) as progress:
+            task = progress.task_ids[0]
+            return compare(
+                engine,
+                memories,
+                questions,
+                settings=settings,
+                ingest_seconds=ingest,
+                tell=lambda what, done, total: progress.update(task, completed=done, total=total),
+            )
 
 
-def _item(item: Item) -> dict[str, Any]:
-    return {
-        "arm": item.arm,
-        "id": item.question.id,
-        "question": item.question.question,
-        "gold": item.question.answers,
-        "answer": item.answer.text,
-        "right": item.right,
-        "passage_found": item.found,
-        "memories": [hit.memory.id for hit in item.answer.hits] or list(item.answer.receipt.memories),
-        "receipt": item.answer.receipt,
-    }
-
-
-def _save(items: Sequence[Item], arms: Mapping[str, Any], config: Mapping[str, Any], out: Path) -> None:
+def _save(result: Comparison, out: Path) -> None:
     import importlib.util
 
-    from nnm_core.demo.page import save_page
     from nnm_core.demo.plot import save_plot
+    from nnm_core.evaluation.compare.page import save_page
+    from nnm_core.evaluation.compare.plots import plots
 
-    plot: Path | None = out / "demo.png"
+    written, drawn = [out / "demo.html"], {}
     if importlib.util.find_spec("matplotlib") is None:
-        plot = None
-        stderr().print("No plot without matplotlib: pip install 'nnm-core[plot]'.")
+        stderr().print("No plots without matplotlib: pip install 'nnm-core[plot]'.")
     else:
-        save_plot(items, arms, out / "demo.png")
-    save_page(items, arms, config, plot=plot, target=out / "demo.html")
-    stderr().print("Written: " + ", ".join(str(path) for path in (plot, out / "demo.html") if path is not None))
+        drawn = plots(result)
+        save_plot(result.items, result.arms, out / "demo.png")
+        written.insert(0, out / "demo.png")
+    save_page(result, drawn, out / "demo.html", title="The same questions, answered four ways")
+    stderr().print("Written: " + ", ".join(map(str, written)))

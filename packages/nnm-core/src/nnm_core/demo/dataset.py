@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from nnm_core.evaluation.compare.questions import Question
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:
@@ -16,16 +18,6 @@ class Passage:
     id: str
     title: str
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question, its gold answers, and the id of the passage that answers it."""
-
-    id: str
-    question: str
-    answers: tuple[str, ...]
-    passage: str
 
 
 def passages() -> list[Passage]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnm_core.demo.run import ARMS, Item
 from nnm_core.errors import InvalidInputError
+from nnm_core.evaluation.compare.arms import LABELS
+from nnm_core.evaluation.compare.items import Item
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +44,7 @@ def draw(figure: Figure, items: Sequence[Item], arms: Mapping[str, Mapping[str, 
     _draw_tokens(panels[1], names, arms)
     _draw_times(panels[2], names, items, arms)
     for panel in panels:
-        _tidy(panel, [ARMS[name] for name in names])
+        _tidy(panel, [LABELS[name] for name in names])
     for panel in panels[1:]:
         panel.set_yticklabels([])
 

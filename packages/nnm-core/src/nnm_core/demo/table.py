@@ -8,7 +8,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from nnm_core.demo.run import ARMS, Item
+from nnm_core.evaluation.compare.arms import LABELS
+from nnm_core.evaluation.compare.items import Item
+from nnm_core.evaluation.compare.page import by_question
 from nnm_core.evaluation.report import seconds, snippet
 
 
@@ -17,7 +19,7 @@ def result_table(items: Sequence[Item], arms: Mapping[str, Mapping[str, Any]]) -
     table = Table(title="The same questions, answered four ways", title_style="bold", show_lines=False, pad_edge=False)
     table.add_column("question", ratio=3, footer="")
     for name in arms:
-        table.add_column(ARMS[name], ratio=2)
+        table.add_column(LABELS[name], ratio=2)
     for row in by_question(items):
         table.add_row(snippet(row[0].question.question, 90), *(_answer(item) for item in row))
     table.add_section()
@@ -35,14 +37,6 @@ def figures(arms: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]
         ("tokens injected", [f"{row['tokens_injected']:.0f}" for row in rows]),
         ("time to first token", [seconds(row["seconds_to_first_token"]) for row in rows]),
     ]
-
-
-def by_question(items: Sequence[Item]) -> list[list[Item]]:
-    """The items of each question together, in the order of the arms."""
-    rows: dict[str, list[Item]] = {}
-    for item in items:
-        rows.setdefault(item.question.id, []).append(item)
-    return list(rows.values())
 
 
 def _answer(item: Item) -> Text:

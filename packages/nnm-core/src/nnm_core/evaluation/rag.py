@@ -40,6 +40,10 @@ class TextRetriever(Protocol):
         """The places of the `k` best passages in `texts` with their scores, best first."""
         ...
 
+    def close(self) -> None:
+        """Give back what it holds; nothing is searched any more."""
+        ...
+
 
 class BM25Retriever:
     """BM25 over words (Robertson & Zaragoza 2009, with Lucene's idf): the retriever that needs no model at all.
@@ -76,6 +80,9 @@ class BM25Retriever:
             for counts, norm in zip(self._counts, self._norms, strict=True)
         ]
         return best(np.asarray(scores, dtype=np.float32), k)
+
+    def close(self) -> None:
+        """It holds nothing but words."""
 
 
 def best(scores: NDArray[np.float32], k: int) -> list[tuple[int, float]]:

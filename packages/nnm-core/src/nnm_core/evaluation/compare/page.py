@@ -18,6 +18,7 @@ from nnm_core.evaluation.report import seconds, snippet, visible
 if TYPE_CHECKING:
     from nnm_core.evaluation.compare.run import Comparison
 
+TITLE = "Neural Native Memory beside classic RAG"
 SHOWN_ITEMS = 200
 CAPTIONS = {
     "quality": ("Answers", "Exact match (full) and F1 (pale), with 95 % bootstrap intervals over the questions."),
@@ -33,7 +34,7 @@ GENERATED = (
 )
 
 
-def save_page(comparison: Comparison, drawn: Mapping[str, str], target: Path) -> None:
+def save_page(comparison: Comparison, drawn: Mapping[str, str], target: Path, *, title: str = TITLE) -> None:
     """Write the page; `drawn` are the SVGs of `plots.plots`.
 
     Raises:
@@ -41,19 +42,19 @@ def save_page(comparison: Comparison, drawn: Mapping[str, str], target: Path) ->
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(render(comparison, drawn), encoding="utf-8")
+        target.write_text(render(comparison, drawn, title=title), encoding="utf-8")
     except OSError as error:
         raise StorageError(
             f"Cannot write {target}: {error.strerror}.", hint="Name another folder with --out."
         ) from error
 
 
-def render(comparison: Comparison, drawn: Mapping[str, str]) -> str:
+def render(comparison: Comparison, drawn: Mapping[str, str], *, title: str = TITLE) -> str:
     """The page as text; every value from outside is escaped."""
     config = comparison.config
     figures = "\n".join(_figure(name, drawn[name]) for name in CAPTIONS if name in drawn)
     sentences = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in findings(comparison))
-    body = f"""<h1>Neural Native Memory beside classic RAG</h1>
+    body = f"""<h1>{escape(title)}</h1>
 <p class="soft">{escape(made_with(config))}</p>
 {_notes(comparison)}
 <ul class="findings">
@@ -72,8 +73,9 @@ given. Supported: the answer itself stands in them. Tokens are means of a prompt
 by question; p is the exact McNemar test. All arms have the same model, decoding and prompt layout.</p>
 <h2>Question by question</h2>
 {_items(comparison)}
+{f"<p>{escape(str(config['source']))}</p>" if "source" in config else ""}
 """
-    return document("Neural Native Memory beside classic RAG", body)
+    return document(escape(title), body)
 
 
 def made_with(config: Mapping[str, Any]) -> str:

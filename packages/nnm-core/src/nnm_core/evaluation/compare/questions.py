@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nnm_core.errors import InvalidInputError
+from nnm_core.evaluation.datasets.files import Row, read_jsonl, read_text
+from nnm_core.evaluation.datasets.questions import distinct
 
 BLANK = "____"
 _HINT = 'JSONL: {"question": ..., "answers": [...]} a line; CSV: a header with question and, if you like, answers.'
@@ -54,65 +54,36 @@ def read_questions(path: Path) -> list[Question]:
     Raises:
         InvalidInputError: the file cannot be read, or a line has no question; nothing is left out silently.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InvalidInputError(f"{path}: {error.strerror or error}.", hint="Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(
-            f"{path}: not UTF-8 at offset {error.start}.", hint="Convert the file to UTF-8."
-        ) from error
-    rows = _csv_rows(text, path) if path.suffix.lower() in (".csv", ".tsv") else _json_rows(text, path)
-    questions = [_question(row, number, path) for number, row in rows]
+    rows = _csv_rows(path) if path.suffix.lower() in (".csv", ".tsv") else list(read_jsonl(path, _HINT))
+    questions = [_question(row, number, path) for number, row in enumerate(rows, start=1)]
     if not questions:
         raise InvalidInputError(f"{path}: there are no questions in it.", hint=_HINT)
     _check_unique(questions, path)
     return questions
 
 
-def _csv_rows(text: str, path: Path) -> list[tuple[int, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    rows: list[tuple[int, Mapping[str, Any]]] = []
+def _csv_rows(path: Path) -> list[Row]:
+    reader = csv.DictReader(io.StringIO(read_text(path)), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    rows: list[Row] = []
     try:
-        for row in reader:
-            if None in row:
-                raise InvalidInputError(
-                    f"{path}, line {reader.line_num}: more fields than columns.",
-                    hint='Put a question with commas in quotes: "Who, where?".',
-                )
-            split = [part.strip() for part in (row.get("answers") or row.get("answer") or "").split("|")]
-            rows.append((reader.line_num, {**row, "answers": [part for part in split if part]}))
+        for fields in reader:
+            row = Row(fields, f"{path}, line {reader.line_num}", _HINT)
+            if None in fields:
+                row.fail('there are more fields than columns; put a text with commas in quotes: "Who, where?"')
+            split = (fields.get("answers") or fields.get("answer") or "").split("|")
+            rows.append(Row({**fields, "answers": split}, row.where, row.hint))
     except csv.Error as error:
         raise InvalidInputError(f"{path}, line {reader.line_num}: {error}.", hint=_HINT) from error
     return rows
 
 
-def _json_rows(text: str, path: Path) -> list[tuple[int, Mapping[str, Any]]]:
-    rows: list[tuple[int, Mapping[str, Any]]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InvalidInputError(f"{path}, line {number}: not JSON, {error.msg}.", hint=_HINT) from error
-        if not isinstance(row, dict):
-            raise InvalidInputError(f"{path}, line {number}: not a JSON object.", hint=_HINT)
-        rows.append((number, row))
-    return rows
-
-
-def _question(row: Mapping[str, Any], number: int, path: Path) -> Question:
-    asked = row.get("question")
-    if not isinstance(asked, str) or not asked.strip():
-        raise InvalidInputError(f"{path}, line {number}: no question.", hint=_HINT)
-    answers = row.get("answers", row.get("answer")) or []
-    answers = [answers] if isinstance(answers, str) else answers
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise InvalidInputError(f"{path}, line {number}: the answers are no list of texts.", hint=_HINT)
-    identity = str(row.get("id") or f"{path.name}:{number}")
-    golds = tuple(answer.strip() for answer in answers if answer.strip())
-    return Question(identity, asked.strip(), golds, str(row.get("passage") or ""))
+def _question(row: Row, number: int, path: Path) -> Question:
+    asked = row.text("question").strip()
+    key = "answers" if "answers" in row.value else "answer"
+    given = row.value.get(key)
+    answers = [given] if isinstance(given, str) else row.texts(key) if given is not None else []
+    identity = str(row.value.get("id") or f"{path.name}:{number}")
+    return Question(identity, asked, distinct(answers), str(row.value.get("passage") or ""))
 
 
 def _check_unique(questions: Iterable[Question], path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nnm_core.errors import ContextOverflowError, InvalidInputError
@@ -96,16 +97,31 @@ def compare(
     Raises:
         InvalidInputError: no questions, no memories, or no question that fits the model's context.
     """
-    chosen = settings or CompareSettings()
     if not memories or not questions:
         raise InvalidInputError("There is nothing to compare.", hint="Give at least one document and one question.")
-    found = retriever or default_retriever()
+    with ExitStack() as stack:
+        found = retriever
+        if found is None:
+            found = default_retriever()
+            stack.callback(found.close)
+        told = tell or (lambda *_: None)
+        return _compare(engine, memories, questions, found, settings or CompareSettings(), ingest_seconds, told)
+
+
+def _compare(
+    engine: NNM,
+    memories: Sequence[Memory],
+    questions: Sequence[Question],
+    found: TextRetriever,
+    chosen: CompareSettings,
+    ingest_seconds: float,
+    told: Tell,
+) -> Comparison:
     started = time.perf_counter()
     found.index([memory.text for memory in memories])
     index_seconds = time.perf_counter() - started
     arms = make_arms(engine, memories, found, chosen.answers, chosen.arms)
     _warm_up(engine, memories, questions, found)
-    told = tell or (lambda *_: None)
     left_out: dict[str, str] = {}
     items = []
     for done, row in enumerate(ask_all(arms, questions, left_out), start=1):
@@ -115,32 +131,34 @@ def compare(
         raise InvalidInputError(
             f"No question fits: {next(iter(left_out.values()))}", hint="Use fewer passages (-k) or shorter ones."
         )
-    latency = _latency(engine, memories, questions, found, chosen, told)
+    fitting = [question for question in questions if question.id not in left_out]
+    latency = _latency(engine, memories, fitting, found, chosen, told)
     stored = bytes_stored(engine, memories, found)
     times = {"rag": index_seconds, "nnm": ingest_seconds}
-    return Comparison(
-        {name: summarise(items, name, stored=stored, ingest=times) for name in arms},
-        environment(engine.model)
-        | {
-            "retriever": found.name,
-            "k": chosen.answers.k,
-            "policy": chosen.answers.policy,
-            "max_tokens": chosen.answers.max_tokens,
-            "seed": chosen.answers.seed,
-            "passages": len(memories),
-            "questions": len(questions) - len(left_out),
-            "questions_left_out": len(left_out),
-            "questions_generated": all(question.generated for question in questions),
-            "questions_with_gold": sum(bool(question.answers) for question in questions),
-            "composer": next((i.answer.receipt.composer for i in items if i.arm == "composed"), ""),
-            "ingest_seconds": ingest_seconds,
-            "index_seconds": index_seconds,
-            "bytes": stored,
-        },
-        items,
-        latency,
-        left_out,
-    )
+    config = {
+        **environment(engine.model),
+        **_described(chosen.answers, questions, items, left_out),
+        "retriever": found.name,
+        "passages": len(memories),
+        "ingest_seconds": ingest_seconds,
+        "index_seconds": index_seconds,
+        "bytes": stored,
+    }
+    figures = {name: summarise(items, name, stored=stored, ingest=times) for name in arms}
+    return Comparison(figures, config, items, latency, left_out)
+
+
+def _described(
+    answers: ArmSettings, questions: Sequence[Question], items: Sequence[Item], left_out: Mapping[str, str]
+) -> dict[str, Any]:
+    return {
+        **asdict(answers),
+        "composer": next((item.answer.receipt.composer for item in items if item.arm == "composed"), ""),
+        "questions": len(questions) - len(left_out),
+        "questions_left_out": len(left_out),
+        "questions_generated": all(question.generated for question in questions),
+        "questions_with_gold": sum(bool(question.answers) for question in questions),
+    }
 
 
 def ask_all(
@@ -197,9 +215,9 @@ def _latency(
     tell: Tell,
 ) -> dict[str, list[dict[str, float]]]:
     """Median time to the first token over the length of the prompt; lengths that do not fit are left out."""
-    names = [name for name in PROBED if name in settings.arms]
+    names = [name for name in PROBED if name in settings.arms] if settings.lengths else []
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    lengths = [k for k in settings.lengths if k <= len(memories)] if names else []
+    lengths = [k for k in settings.lengths if k <= len(memories)]
     asked = questions[: settings.probes]
     for done, k in enumerate(lengths, start=1):
         one = ArmSettings(k=k, max_tokens=1, composer=settings.answers.composer, seed=settings.answers.seed)
