@@ -79,16 +79,32 @@ def test_a_manifest_that_differs_is_a_miss(blobs: BlobStore, caplog: pytest.LogC
     assert blobs.get("k") is not None  # the blob itself is fine
 
 
-def test_what_is_loaded_can_be_changed_without_changing_what_is_stored(blobs: BlobStore) -> None:
+def test_what_was_given_can_be_changed_without_changing_what_is_stored(blobs: BlobStore) -> None:
     given = tensors()
     blobs.put("k", given, {})
     given["a"].zero_()
-    first = blobs.get("k")
-    assert first is not None
-    first.tensors["a"].fill_(7)
-    second = blobs.get("k")
-    assert second is not None
-    assert torch.equal(second.tensors["a"], tensors()["a"])
+    found = blobs.get("k")
+    assert found is not None
+    assert torch.equal(found.tensors["a"], tensors()["a"])
+
+
+def test_readers_share_what_lies_in_ram() -> None:
+    """Many answers at once hold one copy of a state."""
+    blobs = open_blobs(None)
+    blobs.put("k", tensors(), {})
+    first, second = blobs.get("k"), blobs.get("k")
+    assert first is not None and second is not None
+    assert first.tensors["a"].data_ptr() == second.tensors["a"].data_ptr()
+
+
+def test_the_tensors_of_a_file_lie_one_behind_the_other(tmp_path: Path) -> None:
+    blobs = open_blobs(tmp_path)
+    blobs.put("k", {name: torch.full((4, 16), value) for name, value in (("x", 1.0), ("y", 2.0))}, {})
+    found = blobs.get("k")
+    assert found is not None
+    x, y = found.tensors["x"], found.tensors["y"]
+    assert x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+    assert y.data_ptr() - x.data_ptr() == 4 * 16 * 4
 
 
 @pytest.mark.parametrize(
@@ -197,7 +213,7 @@ def test_a_local_file_is_plain_safetensors_and_is_mapped_not_copied(tmp_path: Pa
     (path,) = files(tmp_path)
     with safetensors.safe_open(path, framework="pt") as opened:
         assert opened.metadata()["m"] == "1"
-        assert len(opened.metadata()["sha256"]) == 64
+        assert len(opened.metadata()["sha256-tree"]) == 64
     blob = store.get("k")
     assert blob is not None
     # All tensors are views of one mapping, laid out one after the other as they were put.

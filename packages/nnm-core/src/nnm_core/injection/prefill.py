@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import cache
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from nnm_core.injection.plan import Plan, Step
+from nnm_core.injection.static import keeps_logits, new_cache
 from nnm_core.injection.tree import Node, StateTree
 from nnm_core.model.load import LoadedModel
 from nnm_core.states.cache import PlacedCache
@@ -26,7 +22,7 @@ def prefill(model: LoadedModel, plan: Plan, *, room: int) -> tuple[PlacedCache, 
     Args:
         room: tokens that will be decoded behind the prompt; the cache is allocated for them too.
     """
-    placed = PlacedCache(model.layers, capacity=plan.length + room)
+    placed = new_cache(model, plan.length + room)
     logits: Tensor | None = None
     for loaded, group in groupby(plan.steps, key=lambda step: step.state is not None):
         steps = list(group)
@@ -42,16 +38,16 @@ def prefill(model: LoadedModel, plan: Plan, *, room: int) -> tuple[PlacedCache, 
 
 def load(cache: PlacedCache, state: PlacedState | None) -> None:
     """Copy a placed state behind what the cache holds."""
-    if state is None:
-        return
-    for layer, (key, value) in zip(cache.placed, state.layers, strict=True):
-        layer.append(key[None], value[None])
+    if state is not None:
+        state.copy_into(cache)
 
 
 def forward(model: LoadedModel, cache: PlacedCache, token_ids: list[int]) -> Tensor:
     """Let the model read `token_ids` behind the cache; returns the last position's logits [vocabulary]."""
+    if cache.forward is not None and (fast := cache.forward.run(cache, token_ids)) is not None:
+        return fast
     ids = torch.tensor([token_ids], device=model.device)
-    only_last = {"logits_to_keep": 1} if _keeps_logits(model.hf) else {}
+    only_last = {"logits_to_keep": 1} if keeps_logits(model.hf) else {}
     output = model.hf(input_ids=ids, past_key_values=cache, use_cache=True, **only_last)
     logits: Tensor = output.logits[0, -1]
     return logits
@@ -99,12 +95,3 @@ def _slice(cache: PlacedCache, step: Step, origin: Origin) -> PlacedState:
         keys, values = layer.view()
         layers.append((keys[0, :, step.start : end].clone(), values[0, :, step.start : end].clone()))
     return PlacedState(step.name, end - step.start, tuple(layers), origin)
-
-
-def _keeps_logits(model: PreTrainedModel) -> bool:
-    return "logits_to_keep" in _parameters(type(model).forward)
-
-
-@cache
-def _parameters(function: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)

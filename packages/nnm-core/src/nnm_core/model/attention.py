@@ -62,6 +62,11 @@ def intervene(intervention: AttentionIntervention) -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
+def intervened() -> bool:
+    """Whether an intervention is active in this context."""
+    return _ACTIVE.get() is not None
+
+
 def install(model: PreTrainedModel, base: str = "sdpa") -> bool:
     """Switch `model` to the interceptable version of the `base` attention implementation.
 

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,6 +79,7 @@ class LoadedModel:
         positions: where its states may be put, found by measurement.
         fingerprint: hash of everything that a state depends on.
         identity: hash of weights and tokenizer: what vectors depend on.
+        workspace: what upper layers keep for this model as long as it lives (static buffers, pinned staging).
     """
 
     name: str
@@ -91,6 +92,7 @@ class LoadedModel:
     positions: Positions
     fingerprint: str
     identity: str
+    workspace: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def layers(self) -> int:

@@ -96,19 +96,40 @@ class Positions:
 
     def place(self, keys: Sequence[Tensor], start: int) -> list[Tensor]:
         """Every layer's keys as they belong at positions ``start ...``; [kv_heads, tokens, head_dim] in and out."""
-        if not self.rotary:
-            return list(keys)
-        where = torch.arange(start, start + keys[0].shape[-2], device=keys[0].device)[None]
-        tables: dict[tuple[int, str], Tables] = {}
-        placed = []
-        for rotary, key in zip(self.rotary, keys, strict=True):
-            if rotary is not None:
-                name = (id(rotary.module), str(rotary.arguments))
-                if name not in tables:  # most models share one table between all layers
-                    tables[name] = rotary.tables(where, key)
-                key = rotary.rotate(key[None], tables[name])[0]
-            placed.append(key)
-        return placed
+        turn = Turn(self, start, keys[0].shape[-2])
+        return [turn(index, key[None])[0] for index, key in enumerate(keys)]
+
+
+@dataclass
+class Turn:
+    """Rotates unrotated keys to the positions ``start ...``, layer by layer or several layers at once."""
+
+    positions: Positions
+    start: int
+    length: int
+    _tables: dict[tuple[int, str], Tables] = field(default_factory=dict)
+
+    def __call__(self, first: int, keys: Tensor) -> Tensor:
+        """The keys [layers, kv_heads, length, head_dim] of the layers ``first ...``, rotated."""
+        if not self.positions.rotary:
+            return keys
+        layers = self.positions.rotary[first : first + len(keys)]
+        if len({None if rotary is None else _table_name(rotary) for rotary in layers}) == 1:
+            return self._turned(layers[0], keys)
+        return torch.cat([self._turned(rotary, key[None]) for rotary, key in zip(layers, keys, strict=True)])
+
+    def _turned(self, rotary: Rotary | None, keys: Tensor) -> Tensor:
+        if rotary is None:
+            return keys
+        name = _table_name(rotary)
+        if name not in self._tables:  # most models share one table between all layers
+            where = torch.arange(self.start, self.start + self.length, device=keys.device)[None]
+            self._tables[name] = rotary.tables(where, keys)
+        return rotary.rotate(keys, self._tables[name])
+
+
+def _table_name(rotary: Rotary) -> tuple[int, str]:
+    return id(rotary.module), str(rotary.arguments)
 
 
 # --- deferred rotation -----------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +24,11 @@ class PlacedLayer(DynamicLayer):
         super().__init__()  # type: ignore[no-untyped-call]  # transformers does not annotate it
         self.capacity = capacity
         self.length = 0
+        # Set while states are still being copied into the buffers on another stream.
+        self.ready: torch.cuda.Event | None = None
+        # (where new states go, how many tokens are attended): set during a pass whose shapes must not depend on
+        # `length`, as in a CUDA graph; see `nnm_core.injection.static`.
+        self.fixed: tuple[Tensor, int] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the buffers in the shape and type of the first states."""
@@ -53,15 +59,28 @@ class PlacedLayer(DynamicLayer):
         self.keys[..., : self.length, :].copy_(keys)
         self.values[..., : self.length, :].copy_(values)
 
+    def wait(self) -> None:
+        """Let the current stream wait for copies that are under way; returns at once."""
+        if self.ready is not None:
+            torch.cuda.current_stream().wait_event(self.ready)
+
     def view(self) -> tuple[Tensor, Tensor]:
         """The filled part of both buffers, without a copy."""
+        self.wait()
         assert self.keys is not None and self.values is not None  # only called on initialised layers
         return self.keys[..., : self.length, :], self.values[..., : self.length, :]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Called by attention modules with the states of new tokens."""
-        self.append(key_states, value_states)
-        return self.view()
+        if self.fixed is None:
+            self.append(key_states, value_states)
+            return self.view()
+        assert self.keys is not None and self.values is not None  # fixed passes run over buffers that were given
+        slots, reach = self.fixed
+        self.keys.index_copy_(-2, slots, key_states)
+        self.values.index_copy_(-2, slots, value_states)
+        self.wait()
+        return self.keys[..., :reach, :], self.values[..., :reach, :]
 
     def get_seq_length(self) -> int:
         """Tokens present."""
@@ -94,17 +113,67 @@ class RecordingLayer(PlacedLayer):
         return super().update(key_states, value_states)
 
 
-class PlacedCache(Cache):
-    """A transformers cache of `PlacedLayer`s with room for `capacity` tokens."""
+class FixedForward(Protocol):
+    """A faster way to read a few tokens behind a cache that lies in its buffers."""
 
-    def __init__(self, layers: int, capacity: int = 0) -> None:
+    def run(self, cache: PlacedCache, token_ids: Sequence[int]) -> Tensor | None:
+        """Read the tokens; logits [vocabulary] of the last one, or None (and nothing done) if it cannot."""
+        ...
+
+
+class PlacedCache(Cache):
+    """A transformers cache of `PlacedLayer`s with room for `capacity` tokens.
+
+    Attributes:
+        block: all buffers in one tensor [layers, 2, kv_heads, capacity, head_dim], where they were lent and have not
+            been outgrown.
+        forward: what reads faster in the lent buffers than the model called in the ordinary way.
+    """
+
+    def __init__(
+        self, layers: int, capacity: int = 0, *, block: Tensor | None = None, forward: FixedForward | None = None
+    ) -> None:
         self.placed = [PlacedLayer(capacity) for _ in range(layers)]
+        self._block = block
+        self.forward = forward
+        if block is not None:
+            for layer, buffers in zip(self.placed, block, strict=True):
+                layer.lazy_initialization(buffers[:1], buffers[1:])
+                layer.capacity, layer.keys, layer.values = block.shape[-2], buffers[:1], buffers[1:]
         super().__init__(layers=list(self.placed))
+
+    @property
+    def block(self) -> Tensor | None:
+        """See the class; None once a layer has outgrown it."""
+        block = self._block
+        if block is not None and any(layer.capacity != block.shape[-2] for layer in self.placed):
+            self._block = None
+        return self._block
 
     @property
     def length(self) -> int:
         """Tokens present."""
         return self.placed[0].length
+
+    def write(self, first: int, keys: Tensor, values: Tensor, start: int) -> None:
+        """Put states of the layers ``first ...`` at the places ``start ...``; `advance` makes them count.
+
+        Args:
+            keys, values: [layers, kv_heads, tokens, head_dim], keys as they are to be attended.
+        """
+        end = start + keys.shape[-2]
+        if self.block is not None and end <= self.block.shape[-2]:
+            part = self.block[first : first + len(keys)]
+            part[:, 0, :, start:end].copy_(keys)
+            part[:, 1, :, start:end].copy_(values)
+            return
+        for index, (key, value) in enumerate(zip(keys, values, strict=True), start=first):
+            self.placed[index].append(key[None], value[None])
+
+    def advance(self, end: int) -> None:
+        """From now on the cache holds `end` tokens."""
+        for layer in self.placed:
+            layer.length = end
 
     def nbytes(self) -> int:
         """Bytes that the buffers hold."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from nnm_core.states.cache import PlacedCache
 
 LayerStates = tuple[Tensor, Tensor]
 ROOT = ""
@@ -103,3 +107,8 @@ class PlacedState:
     def nbytes(self) -> int:
         """Bytes of all keys and values."""
         return sum(t.numel() * t.element_size() for pair in self.layers for t in pair)
+
+    def copy_into(self, cache: PlacedCache) -> None:
+        """Copy the state behind what `cache` holds."""
+        for layer, (key, value) in zip(cache.placed, self.layers, strict=True):
+            layer.append(key[None], value[None])

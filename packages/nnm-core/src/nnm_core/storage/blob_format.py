@@ -1,16 +1,18 @@
 """The bytes of a state: a safetensors file whose tensors lie in the caller's order and whose header has their SHA-256.
 
 safetensors' own writer sorts the tensors by dtype and name; layer-major order on disk is what lets a reader take one
-layer after the other without jumping, so the header (8 bytes of length, JSON, data) is written here. Reading goes
-through the safetensors library, which validates it.
+layer after the other without jumping, so the header (8 bytes of length, JSON, data) is written here. The library also
+maps each tensor apart, so local files are read here too, after the checksum; any safetensors reader can read them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -18,6 +20,10 @@ import torch
 from nnm_core.errors import InvalidInputError
 
 _ALIGN = 64
+_TREE = "sha256-tree"
+# Below so many bytes starting threads takes longer than hashing.
+_SERIAL = 4 * 2**20
+_MOST_THREADS = 16
 _LENGTH = struct.Struct("<Q")
 _NAMES = {
     torch.float64: "F64",
@@ -33,6 +39,7 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_TYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def encode(tensors: Mapping[str, torch.Tensor], manifest: Mapping[str, str]) -> tuple[bytes, list[memoryview]]:
@@ -55,8 +62,8 @@ def encode(tensors: Mapping[str, torch.Tensor], manifest: Mapping[str, str]) -> 
         }
         offset += len(view)
         data.append(view)
-    digest = _digest(manifest, entries, data)
-    header = {"__metadata__": {**manifest, "format": "pt", "sha256": digest}, **entries}
+    digest = _tree_digest(manifest, entries, data)
+    header = {"__metadata__": {**manifest, "format": "pt", _TREE: digest}, **entries}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     # Spaces until the data begin on a cache line, so that mapped tensors are aligned.
     text += b" " * (-(len(text) + _LENGTH.size) % _ALIGN)
@@ -89,11 +96,55 @@ def verify(raw: memoryview) -> dict[str, str]:
         ValueError, KeyError, TypeError: the bytes are not what was written.
     """
     manifest, entries, start = read_header(raw)
-    digest = manifest.pop("sha256")
+    tree, plain = manifest.pop(_TREE, None), manifest.pop("sha256", None)
     manifest.pop("format")
-    if _digest(manifest, entries, [raw[start:]]) != digest:
+    if tree is None:  # written by an earlier version
+        found, digest = _digest(manifest, entries, [raw[start:]]), plain
+    else:
+        offsets = [entry["data_offsets"] for entry in entries.values()]
+        data = [raw[start + first : start + last] for first, last in offsets]
+        try:
+            if sum(len(view) for view in data) != len(raw) - start:
+                raise ValueError("its tensors are not its data")
+            found, digest = _tree_digest(manifest, entries, data), tree
+        finally:
+            for view in data:  # an exception keeps this frame alive, and the mapping must be closed
+                view.release()
+    if found != digest:
         raise ValueError("the checksum differs")
     return manifest
+
+
+def tensors_of(data: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors of a whole file that was verified, as views of its bytes [size], in file order.
+
+    Raises:
+        ValueError, KeyError, TypeError, RuntimeError: these are not such bytes.
+    """
+    _, entries, start = read_header(memoryview(data.numpy()))
+    found = {}
+    for name, entry in entries.items():
+        first, last = entry["data_offsets"]
+        part, dtype = data[start + first : start + last], _TYPES[entry["dtype"]]
+        if (start + first) % dtype.itemsize:  # behind a tensor of an odd size
+            part = part.clone()
+        found[name] = part.view(dtype).view(entry["shape"])
+    return found
+
+
+def _tree_digest(manifest: Mapping[str, str], entries: Mapping[str, Any], data: list[memoryview]) -> str:
+    """SHA-256 over manifest, names, types, shapes, and the SHA-256 of each tensor, which all cores compute together."""
+    threads = min(os.cpu_count() or 1, _MOST_THREADS)
+    if threads > 1 and sum(len(view) for view in data) > _SERIAL:
+        with ThreadPoolExecutor(threads) as pool:
+            leaves = list(pool.map(_leaf, data))
+    else:
+        leaves = [_leaf(view) for view in data]
+    return _digest(manifest, entries, [memoryview(leaf) for leaf in leaves])
+
+
+def _leaf(view: memoryview) -> bytes:
+    return hashlib.sha256(view).digest()
 
 
 def _digest(manifest: Mapping[str, str], entries: Mapping[str, Any], data: list[memoryview]) -> str:

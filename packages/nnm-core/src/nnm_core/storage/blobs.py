@@ -29,8 +29,8 @@ class Blob:
     """A stored state.
 
     Attributes:
-        tensors: by name, in the order in which they were put; on the CPU. Those of a local file are views of the
-            mapped file: writing into them changes the process's copy only.
+        tensors: by name, in the order in which they were put; on the CPU. To be read only: in RAM all readers share
+            them. Those of a local file are views of the mapped file, and what is written into them stays in the process.
         manifest: what was put with them.
     """
 
@@ -242,5 +242,5 @@ def _check(key: Any, tensors: Mapping[str, torch.Tensor], manifest: Mapping[Any,
     for name, value in manifest.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise InvalidInputError(f"The manifest of {key!r} must map text to text; {name!r} does not.")
-        if name in ("sha256", "format"):
+        if name in ("sha256", "sha256-tree", "format"):
             raise InvalidInputError(f"The manifest entry {name!r} is the store's own.")

@@ -1,0 +1,299 @@
+"""Reading a few tokens without waiting for Python: the model's pass captured once as a CUDA graph, then replayed.
+
+Behind an injected state only the question is read, some 64 tokens. On a GPU the model's weights pass by in a few
+milliseconds, but launching their kernels one by one from Python takes ten times as long. A graph needs fixed shapes and
+addresses: the cache lies in one buffer that is lent to one answer at a time, new tokens are padded to a few widths, and
+attention reaches over a fixed number of places, of which a mask shows only the filled ones. Whatever does not fit (a
+second answer at the same time, an intervention, sliding windows) takes the ordinary way, with the same result.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicSlidingWindowLayer
+
+from nnm_core.injection.split_attention import SplitAttention, visible
+from nnm_core.model.attention import intervene, intervened
+from nnm_core.model.load import LoadedModel
+from nnm_core.model.positions import embedding_weight
+from nnm_core.states.cache import PlacedCache
+
+logger = logging.getLogger(__name__)
+
+# Widths of a pass; fewer tokens are padded, more are read in the ordinary way.
+WIDTHS = (1, 64, 256)
+_SMALLEST = 512
+_MOST_GRAPHS = 32
+# The lent buffer may take this share of the GPU's memory.
+_SHARE = 0.25
+_CHECKED = 24
+# Largest |delta logit| between a fixed pass and an ordinary one, as in the self-test.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 4e-1}
+
+
+def new_cache(model: LoadedModel, capacity: int) -> PlacedCache:
+    """A cache for one answer: in lent buffers with a fast way to read on a GPU, else one of its own."""
+    if model.device.type == "cuda":
+        lent = static_forward(model).lend(capacity)
+        if lent is not None:
+            return lent
+    return PlacedCache(model.layers, capacity=capacity)
+
+
+def static_forward(model: LoadedModel) -> StaticForward:
+    """The one `StaticForward` of this model."""
+    if "static" not in model.workspace:
+        model.workspace["static"] = StaticForward(model)
+    found: StaticForward = model.workspace["static"]
+    return found
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A captured pass: what is written before it runs, and where its logits lie."""
+
+    inputs: Tensor
+    run: Callable[[], Tensor]
+
+
+class StaticForward:
+    """Fixed-shape passes of one model over one lent buffer. Implements `FixedForward`.
+
+    Attributes:
+        refusal: why this model or machine takes the ordinary way; empty when it does not.
+        captures: graphs captured so far.
+        replays: passes run by them.
+    """
+
+    def __init__(self, model: LoadedModel, *, graphs: bool | None = None) -> None:
+        """Args: graphs: capture CUDA graphs; False runs the same passes eagerly (for tests, on any device)."""
+        self._model = weakref.ref(model)
+        self._graphs = model.device.type == "cuda" if graphs is None else graphs
+        self._lock = threading.Lock()
+        self._lent = False
+        self._block: Tensor | None = None
+        self._ready: list[torch.cuda.Event] = []
+        self._steps: OrderedDict[tuple[int, int], _Step] = OrderedDict()
+        self._pool: Any = None
+        self.captures = 0
+        self.replays = 0
+        self.refusal = unfit(model) or self._check(model)
+        if self.refusal:
+            logger.info("%s: questions are read without CUDA graphs: %s", model.name, self.refusal)
+
+    def lend(self, capacity: int) -> PlacedCache | None:
+        """A cache with room for `capacity` tokens and for padding, or None: refused, in use, or too large."""
+        with self._lock:
+            if self.refusal or self._lent or not self._make_room(bucket(capacity + WIDTHS[-1])):
+                return None
+            self._lent = True
+        assert self._block is not None  # set by _make_room
+        lent = PlacedCache(len(self._block), block=self._block, forward=self)
+        for layer, ready in zip(lent.placed, self._ready, strict=False):
+            layer.ready = ready
+        weakref.finalize(lent, self._take_back)
+        return lent
+
+    @torch.inference_mode()
+    def run(self, cache: PlacedCache, token_ids: Sequence[int]) -> Tensor | None:
+        """See `FixedForward`."""
+        start, count = cache.length, len(token_ids)
+        width = next((width for width in WIDTHS if width >= count), None)
+        if width is None or self.refusal or cache.block is None or intervened():
+            return None
+        reach = bucket(start + width)
+        if reach > cache.block.shape[-2]:
+            return None
+        inputs = _inputs(token_ids, start, width)
+        step = self._steps.get((width, reach))
+        if step is None:
+            step = self._capture(cache, inputs, reach)
+            if step is None:
+                return None
+        self._steps.move_to_end((width, reach))
+        step.inputs.copy_(inputs.pin_memory() if self._graphs else inputs, non_blocking=True)
+        logits = step.run()
+        self.replays += 1
+        cache.advance(start + count)
+        return logits.clone()
+
+    def _take_back(self) -> None:
+        self._lent = False
+
+    def _make_room(self, places: int) -> bool:
+        """Have a buffer of so many places; a new one makes the captured passes useless."""
+        if self._block is not None and self._block.shape[-2] >= places:
+            return True
+        model = self._model()
+        assert model is not None  # who lends holds the model
+        with torch.inference_mode():
+            probe = PlacedCache(model.layers)
+            model.hf.base_model(input_ids=_some_ids(model, 1), past_key_values=probe, use_cache=True)
+            like = probe.placed[0].view()[0]
+            _, heads, _, dim = like.shape
+            need = model.layers * 2 * heads * places * dim * like.element_size()
+            if like.is_cuda and need > _SHARE * torch.cuda.get_device_properties(like.device).total_memory:
+                return False
+            self._steps.clear()
+            self._block = None
+            with torch.inference_mode(False):  # so that the buffers can also be written outside of it
+                shape = (model.layers, 2, heads, places, dim)
+                self._block = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            if like.is_cuda and not self._ready:
+                self._ready = [torch.cuda.Event(external=True) for _ in range(model.layers)]
+                for event in self._ready:
+                    event.record()
+        return True
+
+    def _check(self, model: LoadedModel) -> str:
+        """The proof on the model at hand: a fixed pass gives the logits of an ordinary one."""
+        try:
+            with torch.inference_mode():
+                ids = _some_ids(model, _CHECKED)
+                read = model.hf(input_ids=ids, past_key_values=PlacedCache(model.layers), use_cache=True).logits[0, -1]
+                if not self._make_room(bucket(_CHECKED + WIDTHS[-1])):
+                    return "its buffers would take too much memory"
+                assert self._block is not None  # set by _make_room
+                cache = PlacedCache(model.layers, block=self._block)
+                half = _CHECKED // 2
+                model.hf(input_ids=ids[:, :half], past_key_values=cache, use_cache=True)
+                inputs = _inputs(ids[0, half:].tolist(), half, WIDTHS[1]).to(model.device)
+                found = _pass(model, cache, inputs, bucket(half + WIDTHS[1]))
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            return f"a pass of fixed shape fails: {_first_line(error)}"
+        off = float((read.float() - found.float()).abs().max())
+        return "" if off <= _TOLERANCE.get(model.dtype, 4e-1) else f"a pass of fixed shape differs by {off:.1e}"
+
+    def _capture(self, cache: PlacedCache, inputs: Tensor, reach: int) -> _Step | None:
+        model = self._model()
+        assert model is not None  # who answers holds the model
+        static = inputs.to(model.device)
+        key = (len(inputs) // 2, reach)
+        if not self._graphs:
+            # The buffers are those of every lent cache; the eager pass needs one that shows them.
+            twin = PlacedCache(model.layers, block=cache.block)
+            self._steps[key] = _Step(static, lambda: _pass(model, twin, static, reach))
+            return self._steps[key]
+        try:
+            step = self._record(model, cache, static, reach)
+        except RuntimeError as error:
+            self.refusal = f"the pass could not be captured: {_first_line(error)}"
+            logger.warning("%s: questions are read without CUDA graphs from now on: %s", model.name, self.refusal)
+            return None
+        self.captures += 1
+        self._steps[key] = step
+        if len(self._steps) > _MOST_GRAPHS:
+            self._steps.popitem(last=False)
+        return step
+
+    def _record(self, model: LoadedModel, cache: PlacedCache, static: Tensor, reach: int) -> _Step:
+        """Run the pass twice (libraries set themselves up), then capture it. Running it again changes nothing."""
+        side = torch.cuda.Stream(model.device)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                _pass(model, cache, static, reach)
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize(model.device)
+        graph = torch.cuda.CUDAGraph()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            logits = _pass(model, cache, static, reach)
+
+        def replay() -> Tensor:
+            graph.replay()
+            return logits
+
+        return _Step(static, replay)
+
+
+def unfit(model: LoadedModel) -> str:
+    """Why the passes of this model cannot have a fixed shape; empty if they can."""
+    config = model.hf.config.get_text_config(decoder=True)
+    if model.positions.family != "rotary":
+        return "its positions are not rotary"
+    if model.positions.length_limit is not None:
+        return "its rotary tables change with the length of the prompt"
+    if not model.intervenes or not str(config._attn_implementation).endswith("sdpa"):
+        return f"its attention implementation is {config._attn_implementation}"
+    if any(isinstance(layer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=config).layers):
+        return "it has sliding-window layers"
+    if set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
+        return "not all its layers attend to everything"
+    return ""
+
+
+def bucket(places: int) -> int:
+    """`places` rounded up to a power of two or one and a half of it: few different graphs, little wasted attention."""
+    size = _SMALLEST
+    while size < places:
+        size *= 2
+    return size * 3 // 4 if size > _SMALLEST and size * 3 // 4 >= places else size
+
+
+def _inputs(token_ids: Sequence[int], start: int, width: int) -> Tensor:
+    """Everything that changes from pass to pass in one tensor: ids and positions [width] each, index of the last."""
+    padding = [token_ids[-1]] * (width - len(token_ids))
+    return torch.tensor([*token_ids, *padding, *range(start, start + width), len(token_ids) - 1])
+
+
+def _pass(model: LoadedModel, cache: PlacedCache, inputs: Tensor, reach: int) -> Tensor:
+    """Logits [vocabulary] of one pass; padding stands behind the tokens, where the next pass overwrites it."""
+    width = len(inputs) // 2
+    ids, positions, last = inputs[None, :width], inputs[width:-1], inputs[-1:]
+    mask = visible(positions, reach, model.dtype)
+    keep = {"logits_to_keep": last} if keeps_logits(model.hf) else {}
+    with _fixed(cache, positions, reach), intervene(SplitAttention(mask)):
+        logits = model.hf(
+            input_ids=ids,
+            position_ids=positions[None],
+            attention_mask=mask[None, None],
+            past_key_values=cache,
+            use_cache=True,
+            **keep,
+        ).logits[0]
+    found: Tensor = logits[0] if keep else logits.index_select(0, last)[0]
+    return found
+
+
+@contextmanager
+def _fixed(cache: PlacedCache, positions: Tensor, reach: int) -> Iterator[None]:
+    for layer in cache.placed:
+        layer.fixed = (positions, reach)
+    try:
+        yield
+    finally:
+        for layer in cache.placed:
+            layer.fixed = None
+
+
+def _some_ids(model: LoadedModel, count: int) -> Tensor:
+    size = embedding_weight(model.hf).shape[0]
+    return ((torch.arange(count) * 7919 + 13) % size)[None].to(model.device)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def keeps_logits(model: PreTrainedModel) -> bool:
+    """Whether the model can be asked for some positions' logits only."""
+    return "logits_to_keep" in _parameters(type(model).forward)
+
+
+@cache
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)

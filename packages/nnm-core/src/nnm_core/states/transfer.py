@@ -1,0 +1,168 @@
+"""States that lie in the computer's memory, brought to an accelerator while it already computes.
+
+A state is copied group by group of layers on a stream of its own, rotated there, and written into the cache; each
+layer tells when it is ready, so that the first layers attend to it while the last ones are still on the bus. States
+that are not in pinned memory (mapped files) go through two pinned buffers that are filled by all cores.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from nnm_core.model.load import LoadedModel
+from nnm_core.model.positions import Turn
+from nnm_core.states.cache import PlacedCache
+from nnm_core.states.state import LayerStates, PlacedState, State
+
+# Copies of this size use the whole bus; larger ones only delay the first layer.
+GROUP_BYTES = 16 * 2**20
+
+
+class HostState(PlacedState):
+    """A `PlacedState` whose tensors are still on the host and not yet rotated; `copy_into` brings them.
+
+    Attributes:
+        state: keys before rotation and values, on the CPU.
+        start: position of the first token in the prompt.
+    """
+
+    def __init__(self, model: LoadedModel, state: State, start: int) -> None:
+        # The base is frozen, and its `layers` are computed here only if somebody asks for them.
+        object.__setattr__(self, "name", state.chain)
+        object.__setattr__(self, "length", len(state.token_ids))
+        object.__setattr__(self, "state", state)
+        object.__setattr__(self, "start", start)
+        object.__setattr__(self, "_model", model)
+
+    state: State
+    start: int
+    _model: LoadedModel
+
+    @cached_property
+    def layers(self) -> tuple[LayerStates, ...]:
+        """For each layer rotated keys and values on the model's device, [kv_heads, tokens, head_dim]."""
+        device = self._model.device
+        pairs = [(key.to(device), value.to(device)) for key, value in self.state.layers]
+        keys = self._model.positions.place([key for key, _ in pairs], self.start)
+        return tuple(zip(keys, (value for _, value in pairs), strict=True))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return self.state.nbytes
+
+    def copy_into(self, cache: PlacedCache) -> None:
+        """Bring the state behind what `cache` holds. On an accelerator this only enqueues the work."""
+        start = cache.length
+        if start != self.start:
+            raise ValueError(f"a state placed at {self.start} cannot stand at {start}")
+        turn = Turn(self._model.positions, start, self.length)
+        with staging_of(self._model).use(cache) as staging:
+            for first, block in staging.bring(self.state, self._model.device):
+                keys, values = block[:, 0, :, : self.length], block[:, 1, :, : self.length]
+                cache.write(first, turn(first, keys), values, start)
+                staging.mark(cache, first, len(block))
+        cache.advance(start + self.length)
+
+
+def staging_of(model: LoadedModel) -> Staging:
+    """The one `Staging` of this model."""
+    if "staging" not in model.workspace:
+        model.workspace["staging"] = Staging(model.device)
+    found: Staging = model.workspace["staging"]
+    return found
+
+
+class Staging:
+    """A stream for copies and two pinned buffers, used by one thread at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._lock = threading.Lock()
+        self._pinned: list[Tensor] = []
+        self._free: list[torch.cuda.Event] = []
+
+    @contextmanager
+    def use(self, cache: PlacedCache) -> Iterator[Staging]:
+        """Inside the block work goes to the copy stream, behind all that was enqueued before."""
+        with self._lock:
+            if self.stream is None:
+                yield self
+                return
+            main = torch.cuda.current_stream()
+            self.stream.wait_stream(main)  # what used the buffers before must be done with them
+            with torch.cuda.stream(self.stream):
+                yield self
+            if any(layer.ready is None for layer in cache.placed):
+                main.wait_stream(self.stream)
+
+    def mark(self, cache: PlacedCache, first: int, layers: int) -> None:
+        """Tell the layers ``first ...`` that what was enqueued so far completes them."""
+        for layer in cache.placed[first : first + layers]:
+            if layer.ready is not None:
+                layer.ready.record(self.stream)
+
+    def bring(self, state: State, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+        """Groups of layers on `device`: index of the first, [layers, 2, kv_heads, tokens or more, head_dim]."""
+        count = len(state.layers)
+        size = max(1, GROUP_BYTES * count // max(state.nbytes, 1))
+        for turn, first in enumerate(range(0, count, size)):
+            block = host_block(state.layers[first : first + size])
+            yield first, self._to(device, block, turn)
+
+    def _to(self, device: torch.device, block: Tensor, turn: int) -> Tensor:
+        if device.type != "cuda" or block.is_cuda:
+            return block.to(device)
+        if block.is_pinned():
+            return block.to(device, non_blocking=True)
+        slot = turn % 2
+        self._reserve(block.numel() * block.element_size())
+        self._free[slot].synchronize()  # the copy before the last has left this buffer
+        pinned = self._pinned[slot][: block.numel() * block.element_size()].view(block.dtype).view(block.shape)
+        pinned.copy_(block)  # by as many threads as torch uses
+        found = pinned.to(device, non_blocking=True)
+        self._free[slot].record(self.stream)
+        return found
+
+    def _reserve(self, nbytes: int) -> None:
+        if not self._pinned or self._pinned[0].numel() < nbytes:
+            for event in self._free:
+                event.synchronize()
+            self._pinned = [torch.empty(nbytes, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+            self._free = [torch.cuda.Event() for _ in range(2)]
+
+
+def host_block(layers: tuple[LayerStates, ...]) -> Tensor:
+    """Some layers as one tensor [layers, 2, kv_heads, tokens, head_dim].
+
+    Layers that lie one behind the other in one storage, as the store writes and maps them, are not copied; of a state
+    that was cut to its first tokens the view then shows all tokens, the surplus ones last.
+    """
+    whole = _one_block([tensor for pair in layers for tensor in pair])
+    if whole is not None:
+        return whole.view(len(layers), 2, *whole.shape[1:])
+    return torch.stack([torch.stack(pair) for pair in layers])
+
+
+def _one_block(tensors: list[Tensor]) -> Tensor | None:
+    heads, tokens, dim = tensors[0].shape
+    stored = tensors[0].stride(0) // dim if heads > 1 else tokens  # tokens of the uncut state
+    size = heads * stored * dim
+    storage = tensors[0].untyped_storage().data_ptr()
+    for index, tensor in enumerate(tensors):
+        if (
+            tensor.shape != tensors[0].shape
+            or tensor.dtype != tensors[0].dtype
+            or tensor.stride()[heads == 1 :] != (stored * dim, dim, 1)[heads == 1 :]
+            or tensor.untyped_storage().data_ptr() != storage
+            or tensor.storage_offset() != tensors[0].storage_offset() + index * size
+        ):
+            return None
+    shape = (len(tensors), heads, stored, dim)
+    return tensors[0].as_strided(shape, (size, stored * dim, dim, 1), tensors[0].storage_offset())

@@ -1,0 +1,172 @@
+"""Passes of a fixed shape over lent buffers give what ordinary passes give; here without CUDA graphs, on the CPU."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from tests.core.families import FAMILIES, loaded, random_ids
+from tests.core.reading import distance, read_again, read_logits
+from torch import Tensor, nn
+
+from nnm_core.injection.prefill import forward, load
+from nnm_core.injection.split_attention import SplitAttention, visible
+from nnm_core.injection.static import StaticForward, bucket, unfit
+from nnm_core.model.attention import intervene
+from nnm_core.model.load import LoadedModel
+from nnm_core.states.cache import PlacedCache
+from nnm_core.states.capture import capture, place
+from nnm_core.states.state import State
+from nnm_core.states.transfer import HostState, host_block
+
+LEFT, MEMORY, QUESTION = (random_ids(n, seed=n) for n in (10, 40, 9))
+PROMPT = [*LEFT, *MEMORY, *QUESTION]
+REFUSED = {
+    "mistral-window", "gemma2", "gemma3", "cohere2", "exaone4", "gpt-oss", "stablelm", "llama4", "deepseek-v3",
+    "gpt2", "opt", "bloom", "mpt",
+}  # fmt: skip
+
+
+def states_of(model: LoadedModel) -> tuple[State, State]:
+    left = capture(model, [LEFT])[0]
+    return left, capture(model, [MEMORY], place(model, left, 0))[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_fixed_pass_equals_an_ordinary_one(name: str) -> None:
+    model = loaded(name)
+    static = StaticForward(model, graphs=False)
+    assert bool(static.refusal) == (name in REFUSED), static.refusal
+    cache = static.lend(len(PROMPT) + 8)
+    if name in REFUSED:
+        assert cache is None
+        return
+    assert cache is not None
+    left, memory = states_of(model)
+    for state, start in ((left, 0), (memory, len(LEFT))):
+        HostState(model, state, start).copy_into(cache)
+    logits = forward(model, cache, QUESTION)
+    tokens = []
+    for _ in range(6):
+        tokens.append(int(logits.argmax()))
+        logits = forward(model, cache, tokens[-1:])
+    assert static.replays == 7  # the question and six tokens, none in the ordinary way
+    expected_tokens, expected = read_again(model, PROMPT, [*tokens, 0])
+    assert tokens == expected_tokens[:-1]
+    assert distance(logits, read_logits(model, [*PROMPT, *tokens])[-1]) <= 1e-4
+    del expected
+
+
+def test_one_answer_at_a_time_has_the_buffers() -> None:
+    static = StaticForward(loaded("llama"), graphs=False)
+    first = static.lend(100)
+    assert first is not None and static.lend(100) is None
+    del first
+    gc.collect()
+    assert static.lend(100) is not None
+
+
+def test_larger_needs_get_larger_buffers() -> None:
+    model = loaded("llama")
+    static = StaticForward(model, graphs=False)
+    with torch.inference_mode():
+        for length in (30, 900):
+            cache = static.lend(length + 60)
+            assert cache is not None
+            ids = random_ids(length, seed=length)
+            forward(model, cache, ids)  # longer than any fixed pass, or not: the same logits
+            found = forward(model, cache, QUESTION)
+            assert cache.block is not None and cache.length == length + len(QUESTION)
+            assert distance(found, read_logits(model, [*ids, *QUESTION])[-1]) <= 1e-4
+            del cache
+            gc.collect()
+
+
+def test_an_intervention_takes_the_ordinary_way() -> None:
+    model = loaded("qwen3")
+    static = StaticForward(model, graphs=False)
+    cache = static.lend(80)
+    assert cache is not None
+    seen: list[int] = []
+
+    def watch(attend, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs):  # type: ignore[no-untyped-def]
+        seen.append(key.shape[-2])
+        return attend(module, query, key, value, mask, **kwargs)
+
+    with torch.inference_mode():
+        forward(model, cache, LEFT)
+        with intervene(watch):
+            found = forward(model, cache, QUESTION)
+    assert static.replays == 1
+    assert seen == [len(LEFT) + len(QUESTION)] * model.layers  # no padding to be seen by an intervention
+    assert distance(found, read_logits(model, [*LEFT, *QUESTION])[-1]) <= 1e-4
+
+
+def test_an_outgrown_buffer_is_given_up() -> None:
+    model = loaded("llama")
+    static = StaticForward(model, graphs=False)
+    cache = static.lend(40)
+    assert cache is not None and cache.block is not None
+    places = cache.block.shape[-2]
+    ids = random_ids(places + 5, seed=1)
+    with torch.inference_mode():
+        forward(model, cache, ids[:300])
+        forward(model, cache, ids[300:])
+        found = forward(model, cache, QUESTION)
+    assert cache.block is None
+    assert distance(found, read_logits(model, [*ids, *QUESTION])[-1]) <= 1e-4
+
+
+@pytest.mark.parametrize("parts", [1, 2, 8])
+@pytest.mark.parametrize("heads", [2, 6])
+def test_split_attention_is_attention(parts: int, heads: int) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, heads, 5, 16), torch.randn(1, 2, 64, 16), torch.randn(1, 2, 64, 16)
+    positions = torch.arange(20, 25)
+    mask = visible(positions, 64, torch.float32)
+    attend = SplitAttention(mask, parts)
+    found, _ = attend(lambda *_: (query, None), nn.Module(), query, key, value, None, scaling=0.3)
+    group = heads // 2
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key.repeat_interleave(group, 1), value.repeat_interleave(group, 1), mask, scale=0.3
+    ).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_buckets_grow_by_half_octaves() -> None:
+    assert [bucket(n) for n in (1, 512, 513, 769, 1024, 1025, 1537, 33000)] == [
+        512, 512, 768, 1024, 1024, 1536, 2048, 49152,
+    ]  # fmt: skip
+
+
+def test_refusals_say_why() -> None:
+    assert "sliding" in unfit(loaded("gemma3"))
+    assert "not rotary" in unfit(loaded("gpt2"))
+    assert not unfit(loaded("llama-yarn"))
+
+
+def test_layers_in_one_storage_are_not_copied() -> None:
+    whole = torch.randn(3 * 2 * 2 * 10 * 4)
+    parts = whole.view(6, 2, 10, 4)
+    layers = tuple((parts[2 * i], parts[2 * i + 1]) for i in range(3))
+    block = host_block(layers)
+    assert block.shape == (3, 2, 2, 10, 4) and block.data_ptr() == whole.data_ptr()
+    cut = host_block(tuple((key[:, :7], value[:, :7]) for key, value in layers))
+    assert cut.shape == (3, 2, 2, 10, 4) and cut.data_ptr() == whole.data_ptr()
+    apart = host_block(tuple((key.clone(), value.clone()) for key, value in layers))
+    torch.testing.assert_close(apart, block)
+
+
+@pytest.mark.parametrize("name", ["llama", "smollm3", "gpt-neox", "gemma3", "bloom"])
+def test_a_host_state_is_the_placed_state(name: str) -> None:
+    model = loaded(name)
+    left, memory = states_of(model)
+    memory = memory.head(33)
+    expected, found = PlacedCache(model.layers), PlacedCache(model.layers)
+    for state, start in ((left, 0), (memory, len(LEFT))):
+        load(expected, place(model, state, start))
+        load(found, HostState(model, state, start))
+    assert found.length == expected.length == len(LEFT) + 33
+    for one, other in zip(found.placed, expected.placed, strict=True):
+        torch.testing.assert_close(one.view(), other.view(), rtol=0, atol=0)
