@@ -134,10 +134,9 @@ def test_split_attention_is_attention(parts: int, heads: int) -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_buckets_grow_by_half_octaves() -> None:
-    assert [bucket(n) for n in (1, 512, 513, 769, 1024, 1025, 1537, 33000)] == [
-        512, 512, 768, 1024, 1024, 1536, 2048, 49152,
-    ]  # fmt: skip
+def test_buckets_grow_by_parts_of_an_octave() -> None:
+    places = (1, 512, 513, 769, 1024, 1025, 1537, 4097, 32800, 33000)
+    assert [bucket(n) for n in places] == [512, 512, 768, 1024, 1024, 1536, 2048, 5120, 40960, 40960]
 
 
 def test_refusals_say_why() -> None:

@@ -237,11 +237,12 @@ def unfit(model: LoadedModel) -> str:
 
 
 def bucket(places: int) -> int:
-    """`places` rounded up to a power of two or one and a half of it: few different graphs, little wasted attention."""
-    size = _SMALLEST
-    while size < places:
-        size *= 2
-    return size * 3 // 4 if size > _SMALLEST and size * 3 // 4 >= places else size
+    """`places` rounded up in steps of half or, above 4,096, a quarter of an octave: few graphs, little idle attention."""
+    octave = _SMALLEST
+    while 2 * octave < places:
+        octave *= 2
+    step = octave // (4 if octave >= 4096 else 2)
+    return max(_SMALLEST, -(-places // step) * step)
 
 
 def _inputs(token_ids: Sequence[int], start: int, width: int) -> Tensor:

@@ -121,7 +121,8 @@ def tensors_of(data: torch.Tensor) -> dict[str, torch.Tensor]:
     Raises:
         ValueError, KeyError, TypeError, RuntimeError: these are not such bytes.
     """
-    _, entries, start = read_header(memoryview(data.numpy()))
+    array: Any = data.numpy()
+    _, entries, start = read_header(memoryview(array))
     found = {}
     for name, entry in entries.items():
         first, last = entry["data_offsets"]

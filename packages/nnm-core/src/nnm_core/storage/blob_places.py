@@ -113,7 +113,7 @@ class LocalPlace:
             before = path.stat()
             manifest = self._manifest(key, path, before)
             # One mapping for all tensors (the library makes one each): a run of them can be copied at once.
-            storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=before.st_size)
+            storage: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=before.st_size)
             tensors = blob_format.tensors_of(torch.empty(0, dtype=torch.uint8).set_(storage))
             # The time of last use, for eviction after a restart; the time of change must stay as it is.
             os.utime(path, ns=(max(before.st_atime_ns + 1, time.time_ns()), before.st_mtime_ns))

@@ -30,7 +30,7 @@ class Blob:
 
     Attributes:
         tensors: by name, in the order in which they were put; on the CPU. To be read only: in RAM all readers share
-            them. Those of a local file are views of the mapped file, and what is written into them stays in the process.
+            them. Those of a local file are views of the mapped file: what is written into them never reaches it.
         manifest: what was put with them.
     """
 
