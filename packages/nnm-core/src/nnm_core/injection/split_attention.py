@@ -101,4 +101,5 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: floa
 
 def _merge(out: Tensor, lse: Tensor) -> Tensor:
     weights: Tensor = (lse - lse.logsumexp(0)).exp()
-    return (weights[..., None] * out.float()).sum(0).to(out.dtype)
+    merged: Tensor = (weights[..., None] * out.float()).sum(0).to(out.dtype)
+    return merged

@@ -37,6 +37,12 @@ class PlacedLayer(DynamicLayer):
         self.keys, self.values = self._buffer(key_states), self._buffer(value_states)
         self.is_initialized = True
 
+    def lend(self, keys: Tensor, values: Tensor) -> None:
+        """Use these buffers [batch, kv_heads, capacity, head_dim] in place of own ones."""
+        self.dtype, self.device, self.capacity = keys.dtype, keys.device, keys.shape[-2]
+        self.keys, self.values = keys, values
+        self.is_initialized = True
+
     def _buffer(self, states: Tensor) -> Tensor:
         return states.new_empty((*states.shape[:-2], self.capacity, states.shape[-1]))
 
@@ -138,8 +144,7 @@ class PlacedCache(Cache):
         self.forward = forward
         if block is not None:
             for layer, buffers in zip(self.placed, block, strict=True):
-                layer.lazy_initialization(buffers[:1], buffers[1:])
-                layer.capacity, layer.keys, layer.values = block.shape[-2], buffers[:1], buffers[1:]
+                layer.lend(buffers[:1], buffers[1:])
         super().__init__(layers=list(self.placed))
 
     @property

@@ -1,0 +1,411 @@
+"""How much sooner does the first token come on a GPU when a memory is injected instead of read, and what limits it?
+
+    python benchmarks/ttft_gpu.py --json out/ttft_gpu.json
+
+A model in the shape of Qwen2.5-7B with random weights (times do not depend on what they say; no download, no
+tokenizer) is given a memory of 1k to 32k tokens and a question of 64. Each turn measures, in one process:
+
+read          the memory's tokens are read with the question, as in ordinary RAG
+gpu           the memory's state is still on the GPU from an earlier answer
+ram           its state lies in pinned memory (a store without a path)
+page cache    its state is a file that the system still holds in memory and that was verified before
+disk          the same file, thrown out of the page cache
+first use     the same file, thrown out of the page cache and never verified: its checksum is compared, too
+plain         like `ram`, with the question read kernel by kernel from Python: what CUDA graphs are worth
+
+Loading is part of every figure: finding the state in its store, decoding, copying, rotating, reading the question,
+and fetching the first token. The floor is what no program can beat here: the larger of the state's bytes over the
+measured bus and the weights' bytes over the measured memory bandwidth, since the two overlap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from nnm_core.injection.plan import Plan, make_plan, read_plan
+from nnm_core.injection.prefill import forward, prefill
+from nnm_core.injection.static import static_forward
+from nnm_core.model import attention
+from nnm_core.model.load import LoadedModel
+from nnm_core.model.positions import measure_positions
+from nnm_core.model.prompt import Segment
+from nnm_core.records import Memory
+from nnm_core.states.capture import capture, place
+from nnm_core.states.codecs import NativeCodec, manifest_of
+from nnm_core.states.state import PlacedState, State
+from nnm_core.storage.blobs import BlobStore, open_blobs
+
+SHAPES: dict[str, dict[str, int]] = {
+    "7b": {
+        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "vocab_size": 152064,
+    },
+    "tiny": {
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 320,
+    },
+}  # fmt: skip
+SUFFIX, DECODED = 64, 64
+MEMORY = Memory("m", "", {}, "benchmark")
+
+
+def main() -> None:
+    """Measure, print, save."""
+    options = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    options.add_argument("--shape", choices=SHAPES, default="7b")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--dtype", default="bfloat16")
+    options.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096, 8192, 16384, 32768])
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--seconds", type=float, default=1e9, help="measure no further length after so long")
+    options.add_argument("--folder", type=Path, default=None, help="where files of states are written (a real disk)")
+    options.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+    arguments = options.parse_args()
+    began = time.perf_counter()
+    model = random_model(arguments.shape, torch.device(arguments.device), getattr(torch, arguments.dtype))
+    machine = ceilings(model)
+    say(f"{machine['device']}: model after {time.perf_counter() - began:.0f} s; {json.dumps(machine)}")
+    report: dict[str, Any] = {
+        "arms": {},
+        "floor": {},
+        "decode": {},
+        "agreement": {},
+        "config": config(arguments, machine),
+    }
+    with tempfile.TemporaryDirectory(prefix="nnm-ttft-", dir=arguments.folder) as folder:
+        for length in arguments.lengths:
+            if time.perf_counter() - began > arguments.seconds:
+                report["config"]["stopped_before"] = length
+                break
+            measure(Subject(model, length, Path(folder)), arguments.repeats, machine, report)
+            gc.collect()
+            if arguments.json:
+                arguments.json.parent.mkdir(parents=True, exist_ok=True)
+                arguments.json.write_text(json.dumps(summary(report), indent=1))
+    static = static_forward(model)
+    report["config"]["graphs"] = {"refusal": static.refusal, "captured": static.captures, "replayed": static.replays}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(summary(report), indent=1))
+    show(summary(report))
+
+
+class NoTokenizer:
+    """Stands where a tokenizer would; these benchmarks have token ids."""
+
+    eos_token_id = None
+
+
+def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """A model of that shape made on the device, ready for the engine."""
+    settings = Qwen2Config(**SHAPES[shape], max_position_embeddings=65536, rope_theta=1e6, eos_token_id=None)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    torch.manual_seed(0)
+    try:
+        with device:
+            hf = (
+                AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation="sdpa")
+                .eval()
+                .requires_grad_(False)
+            )
+    finally:
+        torch.set_default_dtype(before)
+    hf = hf.to(device).eval().requires_grad_(False)
+    intervenes = attention.install(hf, "sdpa")
+    no_tokenizer: Any = NoTokenizer()
+    positions = measure_positions(hf, shape)
+    return LoadedModel(shape, hf, no_tokenizer, device, dtype, 65536, intervenes, positions, shape, shape)
+
+
+def ceilings(model: LoadedModel) -> dict[str, Any]:
+    """What the machine can move: bytes a second over the bus and within the GPU, and what there is to move."""
+    weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
+    embedding = model.hf.get_input_embeddings().weight
+    found: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if model.device.type == "cuda" else platform.processor(),
+        "weights_bytes": weights - embedding.numel() * embedding.element_size(),
+    }
+    if model.device.type != "cuda":
+        return found | {"bus": None, "memory": None}
+    host = torch.empty(2**30, dtype=torch.uint8, pin_memory=True)
+    there = torch.empty(2**30, dtype=torch.uint8, device=model.device)
+    other = torch.empty_like(there)
+    found["bus"] = 2**30 / timed(model, lambda: there.copy_(host, non_blocking=True), 3)
+    found["memory"] = 2**31 / timed(model, lambda: other.copy_(there), 5)
+    return found
+
+
+def timed(model: LoadedModel, work: Callable[[], Any], repeats: int) -> float:
+    """Seconds of `work`, the GPU's part included; median, after one turn that is not counted."""
+    seconds = []
+    for _ in range(repeats + 1):
+        synchronize(model)
+        began = time.perf_counter()
+        work()
+        synchronize(model)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
+
+
+def synchronize(model: LoadedModel) -> None:
+    """Wait for the GPU."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+@dataclass
+class Subject:
+    """One memory of a given length: its tokens, its state in two stores, and the ways to answer with it."""
+
+    model: LoadedModel
+    length: int
+    folder: Path
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(self.length)
+        size = int(self.model.hf.config.vocab_size)
+        ids = torch.randint(0, size, (self.length + SUFFIX,), generator=generator).tolist()
+        self.memory = Segment(tuple(ids[: self.length]), MEMORY)
+        self.segments = [self.memory, Segment(tuple(ids[self.length :]), None)]
+        self.codec = NativeCodec()
+        state = capture(self.model, [self.memory.ids])[0]
+        self.placed = place(self.model, state, 0)
+        self.bytes = state.nbytes
+        self.stores: dict[str, BlobStore] = {
+            "ram": open_blobs(None),
+            "disk": open_blobs(self.files),
+        }
+        manifest = manifest_of(state, self.codec, self.model.fingerprint)
+        for store in self.stores.values():
+            store.put("m", self.codec.encode(state), manifest)
+
+    def read(self) -> Plan:
+        """Everything is read."""
+        return read_plan(self.segments)
+
+    def held(self) -> Plan:
+        """The state is on the GPU."""
+        return self._plan(lambda: self.placed)
+
+    def stored(self, place_of: str) -> Plan:
+        """The state comes from a store."""
+        return self._plan(lambda: place(self.model, self._get(self.stores[place_of]), 0))
+
+    def first_use(self) -> Plan:
+        """The state comes from a store that this process has just opened."""
+        store = open_blobs(self.files)
+        return self._plan(lambda: place(self.model, self._get(store), 0))
+
+    def _get(self, store: BlobStore) -> State:
+        blob = store.get("m")
+        if blob is None:
+            raise RuntimeError("the state is gone")
+        return self.codec.decode(blob.tensors, blob.manifest)
+
+    def _plan(self, found: Callable[[], PlacedState]) -> Plan:
+        plan = make_plan(self.segments, "exact", lambda segment, left, start: found(), lambda *_: None)
+        if plan.tier != "exact":
+            raise RuntimeError(f"not injected: {plan.steps}")
+        return plan
+
+    def evict(self) -> None:
+        """Throw the file out of the page cache."""
+        for path in self.files.rglob("*.safetensors"):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        """Free RAM and disk."""
+        for store in self.stores.values():
+            store.delete(["m"])
+            store.close()
+
+
+def answer(model: LoadedModel, plan: Callable[[], Plan], decoded: int = 0) -> tuple[float, float, list[int]]:
+    """(seconds to the first token, seconds for each of the `decoded` tokens after it, all tokens), greedy."""
+    synchronize(model)
+    began = time.perf_counter()
+    with torch.inference_mode():
+        cache, logits = prefill(model, plan(), room=DECODED)
+        tokens = [int(logits.argmax())]
+        first = time.perf_counter() - began
+        for _ in range(decoded):
+            tokens.append(int(forward(model, cache, tokens[-1:]).argmax()))
+    return first, (time.perf_counter() - began - first) / max(decoded, 1), tokens
+
+
+def plainly(model: LoadedModel) -> LoadedModel:
+    """The same model without static passes: a workspace that says that it is refused."""
+    static = object.__new__(type(static_forward(model)))
+    static.__dict__.update(static_forward(model).__dict__, refusal="measured without")
+    return replace(model, workspace={**model.workspace, "static": static})
+
+
+def measure(subject: Subject, repeats: int, machine: Mapping[str, Any], report: dict[str, Any]) -> None:
+    """All arms for one length, in turns."""
+    model = subject.model
+    plain = plainly(model) if model.device.type == "cuda" else model
+    arms: dict[str, tuple[LoadedModel, Callable[[], Plan], bool]] = {
+        "read": (model, subject.read, False),
+        "gpu": (model, subject.held, False),
+        "ram": (model, lambda: subject.stored("ram"), False),
+        "page cache": (model, lambda: subject.stored("disk"), False),
+        "disk": (model, lambda: subject.stored("disk"), True),
+        "first use": (model, subject.first_use, True),
+        "plain": (plain, lambda: subject.stored("ram"), False),
+    }
+    length = str(subject.length)
+    cold: dict[str, float] = {}
+    for name, (with_model, plan, _) in arms.items():  # capture, pinned buffers, autotuning: not in the figures
+        cold[name] = answer(with_model, plan, 1)[0]
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(repeats):
+        for name in list(arms) if turn % 2 == 0 else reversed(list(arms)):
+            with_model, plan, evict = arms[name]
+            if evict:
+                subject.evict()
+            seconds[name].append(answer(with_model, plan)[0])
+    for name, values in seconds.items():
+        report["arms"].setdefault(name, {})[length] = values
+    report["floor"][length] = floor(subject, machine) | {"bytes": subject.bytes, "first_call": cold}
+    if subject.length <= 16384:
+        decode(subject, plain, report)
+    subject.close()
+
+
+def floor(subject: Subject, machine: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds that the bytes take at least, and what the two halves of the work take alone."""
+    model = subject.model
+    if not machine["bus"]:
+        return {}
+    found = {"bus": subject.bytes / machine["bus"], "weights": machine["weights_bytes"] / machine["memory"]}
+    static = static_forward(model)
+    lent = static.lend(subject.length + SUFFIX + DECODED)
+    if lent is None:
+        return found
+    state = place(model, subject._get(subject.stores["ram"]), 0)
+
+    def bring() -> None:
+        lent.advance(0)
+        state.copy_into(lent)
+
+    def ask() -> None:
+        lent.advance(subject.length)
+        static.run(lent, subject.segments[1].ids)
+
+    with torch.inference_mode():
+        return found | {"copy_alone": timed(model, bring, 3), "question_alone": timed(model, ask, 5)}
+
+
+def decode(subject: Subject, plain: LoadedModel, report: dict[str, Any]) -> None:
+    """Seconds a decoded token after reading and after injecting, in turns, and whether the tokens are the same."""
+    model, length = subject.model, str(subject.length)
+    ways = {
+        "read": (model, subject.read), "injected": (model, lambda: subject.stored("ram")),
+        "injected, plain": (plain, lambda: subject.stored("ram")),
+    }  # fmt: skip
+    tokens: dict[str, list[int]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(3):
+        for name in list(ways) if turn % 2 == 0 else reversed(list(ways)):
+            with_model, plan = ways[name]
+            if turn and with_model is plain:
+                continue
+            _, each, tokens[name] = answer(with_model, plan, DECODED)
+            seconds[name].append(each)
+    report["decode"][length] = seconds | {
+        "ratio": statistics.median(a / b for a, b in zip(seconds["injected"], seconds["read"], strict=True))
+    }
+    report["agreement"][length] = {
+        f"{one} = {other}": same_prefix(tokens[one], tokens[other])
+        for one, other in (("injected", "read"), ("injected, plain", "read"), ("injected", "injected, plain"))
+    }
+
+
+def same_prefix(one: Sequence[int], other: Sequence[int]) -> float:
+    """Share of tokens before the first difference."""
+    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
+    return same / len(one)
+
+
+def summary(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Medians, ratios to reading, and the length from which injecting pays."""
+    arms = {name: {n: statistics.median(v) for n, v in row.items()} for name, row in report["arms"].items()}
+    reading = arms.get("read", {})
+    ratios = {
+        name: {n: statistics.median(r / v for r, v in zip(report["arms"]["read"][n], values, strict=True))
+               for n, values in row.items()}
+        for name, row in report["arms"].items() if name != "read"
+    }  # fmt: skip
+    pays = {
+        name: next((int(n) for n in sorted(row, key=int) if row[n] < reading[n]), None)
+        for name, row in arms.items() if name != "read"
+    }  # fmt: skip
+    return {
+        **report,
+        "arms": {name: {"seconds_to_first_token": row} for name, row in arms.items()},
+        "runs": report["arms"],
+        "ratio": ratios,
+        "shortest_measured_that_pays": pays,
+    }
+
+
+def config(arguments: argparse.Namespace, machine: Mapping[str, Any]) -> dict[str, Any]:
+    """With what the result was made."""
+    return {
+        **{name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()},
+        "machine": dict(machine), "torch": torch.__version__, "transformers": transformers.__version__,
+        "suffix": SUFFIX, "decoded": DECODED, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """The table, as text."""
+    names = list(report["arms"])
+    say(f"{'tokens':>7} " + " ".join(f"{name:>17}" for name in names) + f" {'floor':>7} {'copy':>7} {'question':>8}")
+    for n in report["floor"]:
+        cells = []
+        for name in names:
+            milliseconds = 1000 * report["arms"][name]["seconds_to_first_token"][n]
+            ratio = f" ({report['ratio'][name][n]:4.1f} x)" if name != "read" else " " * 9
+            cells.append(f"{milliseconds:8.1f}{ratio:>9}")
+        row = report["floor"][n]
+        parts = [1000 * max(row.get("bus", 0), row.get("weights", 0))]
+        parts += [1000 * row.get(key, 0) for key in ("copy_alone", "question_alone")]
+        say(f"{n:>7} " + " ".join(cells) + f" {parts[0]:7.1f} {parts[1]:7.1f} {parts[2]:8.1f}")
+    for n, row in report["decode"].items():
+        each = {name: f"{1000 * statistics.median(row[name]):.2f}" for name in ("read", "injected", "injected, plain")}
+        say(
+            f"decoding at {n}: ms a token {each}, injected / read {row['ratio']:.3f}; same tokens {report['agreement'][n]}"
+        )
+    say(f"injecting pays from (shortest measured): {report['shortest_measured_that_pays']}")
+    say(f"graphs: {report['config'].get('graphs')}")
+
+
+def say(text: str) -> None:
+    """Print at once."""
+    print(text, flush=True, file=sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
