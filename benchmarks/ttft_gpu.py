@@ -43,7 +43,7 @@ from nnm_core.injection.prefill import forward, prefill
 from nnm_core.injection.static import static_forward
 from nnm_core.model import attention
 from nnm_core.model.load import LoadedModel
-from nnm_core.model.positions import measure_positions
+from nnm_core.model.positions import embedding_weight, measure_positions
 from nnm_core.model.prompt import Segment
 from nnm_core.records import Memory
 from nnm_core.states.capture import capture, place
@@ -51,7 +51,7 @@ from nnm_core.states.codecs import NativeCodec, manifest_of
 from nnm_core.states.state import PlacedState, State
 from nnm_core.storage.blobs import BlobStore, open_blobs
 
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "7b": {
         "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
         "num_key_value_heads": 4, "vocab_size": 152064,
@@ -61,7 +61,7 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 2, "vocab_size": 320,
     },
 }  # fmt: skip
-SUFFIX, DECODED = 64, 64
+SUFFIX, DECODED, CONTEXT = 64, 64, 65536
 MEMORY = Memory("m", "", {}, "benchmark")
 
 
@@ -113,30 +113,27 @@ class NoTokenizer:
 
 def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     """A model of that shape made on the device, ready for the engine."""
-    settings = Qwen2Config(**SHAPES[shape], max_position_embeddings=65536, rope_theta=1e6, eos_token_id=None)
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    settings = Qwen2Config(**SHAPES[shape], max_position_embeddings=CONTEXT, rope_parameters=rope)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     torch.manual_seed(0)
     try:
         with device:
-            hf = (
-                AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation="sdpa")
-                .eval()
-                .requires_grad_(False)
-            )
+            hf = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation="sdpa")
     finally:
         torch.set_default_dtype(before)
     hf = hf.to(device).eval().requires_grad_(False)
     intervenes = attention.install(hf, "sdpa")
     no_tokenizer: Any = NoTokenizer()
     positions = measure_positions(hf, shape)
-    return LoadedModel(shape, hf, no_tokenizer, device, dtype, 65536, intervenes, positions, shape, shape)
+    return LoadedModel(shape, hf, no_tokenizer, device, dtype, CONTEXT, intervenes, positions, shape, shape)
 
 
 def ceilings(model: LoadedModel) -> dict[str, Any]:
     """What the machine can move: bytes a second over the bus and within the GPU, and what there is to move."""
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
-    embedding = model.hf.get_input_embeddings().weight
+    embedding = embedding_weight(model.hf)
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else platform.processor(),
         "weights_bytes": weights - embedding.numel() * embedding.element_size(),
@@ -187,10 +184,8 @@ class Subject:
         state = capture(self.model, [self.memory.ids])[0]
         self.placed = place(self.model, state, 0)
         self.bytes = state.nbytes
-        self.stores: dict[str, BlobStore] = {
-            "ram": open_blobs(None),
-            "disk": open_blobs(self.files),
-        }
+        self.files = self.folder / str(self.length)
+        self.stores: dict[str, BlobStore] = {"ram": open_blobs(None), "disk": open_blobs(self.files)}
         manifest = manifest_of(state, self.codec, self.model.fingerprint)
         for store in self.stores.values():
             store.put("m", self.codec.encode(state), manifest)
@@ -394,10 +389,9 @@ def show(report: Mapping[str, Any]) -> None:
         parts += [1000 * row.get(key, 0) for key in ("copy_alone", "question_alone")]
         say(f"{n:>7} " + " ".join(cells) + f" {parts[0]:7.1f} {parts[1]:7.1f} {parts[2]:8.1f}")
     for n, row in report["decode"].items():
-        each = {name: f"{1000 * statistics.median(row[name]):.2f}" for name in ("read", "injected", "injected, plain")}
-        say(
-            f"decoding at {n}: ms a token {each}, injected / read {row['ratio']:.3f}; same tokens {report['agreement'][n]}"
-        )
+        each = {name: round(1000 * statistics.median(values), 2) for name, values in row.items() if name != "ratio"}
+        say(f"decoding at {n}: ms a token {each}, injected / read {row['ratio']:.3f}")
+        say(f"  the same tokens up to the first difference: {report['agreement'][n]}")
     say(f"injecting pays from (shortest measured): {report['shortest_measured_that_pays']}")
     say(f"graphs: {report['config'].get('graphs')}")
 

@@ -237,7 +237,7 @@ def unfit(model: LoadedModel) -> str:
 
 
 def bucket(places: int) -> int:
-    """`places` rounded up in steps of half or, above 4,096, a quarter of an octave: few graphs, little idle attention."""
+    """`places` rounded up in steps of half an octave, above 4,096 of a quarter: few graphs, little idle attention."""
     octave = _SMALLEST
     while 2 * octave < places:
         octave *= 2
