@@ -12,6 +12,7 @@ page cache    its state is a file that the system still holds in memory and that
 disk          the same file, thrown out of the page cache
 first use     the same file, thrown out of the page cache and never verified: its checksum is compared, too
 plain         like `ram`, with the question read kernel by kernel from Python: what CUDA graphs are worth
+int8, int4    like `ram`, in that codec; it is decoded on the GPU; ``int8 file`` is in the page cache
 
 Loading is part of every figure: finding the state in its store, decoding, copying, rotating, reading the question,
 and fetching the first token. The floor is what no program can beat here: the larger of the state's bytes over the
@@ -46,8 +47,8 @@ from nnm_core.model.load import LoadedModel
 from nnm_core.model.positions import embedding_weight, measure_positions
 from nnm_core.model.prompt import Segment
 from nnm_core.records import Memory
-from nnm_core.states.capture import capture, place
-from nnm_core.states.codecs import NativeCodec, manifest_of
+from nnm_core.states.capture import EMPTY, capture, place
+from nnm_core.states.codecs import Reader, make_codec, manifest_of
 from nnm_core.states.state import PlacedState, State
 from nnm_core.storage.blobs import BlobStore, open_blobs
 
@@ -73,6 +74,7 @@ def main() -> None:
     options.add_argument("--dtype", default="bfloat16")
     options.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096, 8192, 16384, 32768])
     options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--codecs", nargs="*", default=["int8", "int4"], help="codecs beside native")
     options.add_argument("--seconds", type=float, default=1e9, help="measure no further length after so long")
     options.add_argument("--folder", type=Path, default=None, help="where files of states are written (a real disk)")
     options.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
@@ -93,7 +95,7 @@ def main() -> None:
             if time.perf_counter() - began > arguments.seconds:
                 report["config"]["stopped_before"] = length
                 break
-            measure(Subject(model, length, Path(folder)), arguments.repeats, machine, report)
+            measure(Subject(model, length, Path(folder), arguments.codecs), arguments.repeats, machine, report)
             gc.collect()
             if arguments.json:
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +175,7 @@ class Subject:
     model: LoadedModel
     length: int
     folder: Path
+    more_codecs: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.length)
@@ -180,43 +183,47 @@ class Subject:
         ids = torch.randint(0, size, (self.length + SUFFIX,), generator=generator).tolist()
         self.memory = Segment(tuple(ids[: self.length]), MEMORY)
         self.segments = [self.memory, Segment(tuple(ids[self.length :]), None)]
-        self.codec = NativeCodec()
+        self.reader = Reader(self.model, lambda: EMPTY)
+        self.codecs = {name: make_codec(name) for name in ("native", *self.more_codecs)}
         state = capture(self.model, [self.memory.ids])[0]
-        self.placed = place(self.model, state, 0)
+        self.placed = PlacedState(state.chain, self.length, tuple(zip(*_placed(self.model, state), strict=True)))
         self.bytes = state.nbytes
         self.files = self.folder / str(self.length)
         self.stores: dict[str, BlobStore] = {"ram": open_blobs(None), "disk": open_blobs(self.files)}
-        manifest = manifest_of(state, self.codec, self.model.fingerprint)
-        for store in self.stores.values():
-            store.put("m", self.codec.encode(state), manifest)
+        for name, codec in self.codecs.items():
+            tensors = codec.encode(state)
+            for store in self.stores.values():
+                store.put(name, tensors, manifest_of(state, codec, self.model.fingerprint))
 
     def read(self) -> Plan:
         """Everything is read."""
         return read_plan(self.segments)
 
     def held(self) -> Plan:
-        """The state is on the GPU."""
+        """The state is on the GPU, placed."""
         return self._plan(lambda: self.placed)
 
-    def stored(self, place_of: str) -> Plan:
+    def stored(self, where: str, codec: str = "native") -> Plan:
         """The state comes from a store."""
-        return self._plan(lambda: place(self.model, self._get(self.stores[place_of]), 0))
+        return self._plan(lambda: self.load(self.stores[where], codec))
 
     def first_use(self) -> Plan:
         """The state comes from a store that this process has just opened."""
         store = open_blobs(self.files)
-        return self._plan(lambda: place(self.model, self._get(store), 0))
+        return self._plan(lambda: self.load(store, "native"))
 
-    def _get(self, store: BlobStore) -> State:
-        blob = store.get("m")
-        if blob is None:
+    def load(self, store: BlobStore, codec: str) -> PlacedState:
+        """Find, decode and place the state."""
+        blob = store.get(codec)
+        state = None if blob is None else self.codecs[codec].decode(blob.tensors, blob.manifest, self.reader)
+        if state is None:
             raise RuntimeError("the state is gone")
-        return self.codec.decode(blob.tensors, blob.manifest)
+        return place(self.model, state, 0)
 
     def _plan(self, found: Callable[[], PlacedState]) -> Plan:
         plan = make_plan(self.segments, "exact", lambda segment, left, start: found(), lambda *_: None)
-        if plan.tier != "exact":
-            raise RuntimeError(f"not injected: {plan.steps}")
+        if plan.tokens_injected != self.length:
+            raise RuntimeError("the memory would be read")
         return plan
 
     def evict(self) -> None:
@@ -232,8 +239,12 @@ class Subject:
     def close(self) -> None:
         """Free RAM and disk."""
         for store in self.stores.values():
-            store.delete(["m"])
+            store.delete(list(self.codecs))
             store.close()
+
+
+def _placed(model: LoadedModel, state: State) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    return model.positions.place([key for key, _ in state.layers], 0), [value for _, value in state.layers]
 
 
 def answer(model: LoadedModel, plan: Callable[[], Plan], decoded: int = 0) -> tuple[float, float, list[int]]:
@@ -269,6 +280,9 @@ def measure(subject: Subject, repeats: int, machine: Mapping[str, Any], report: 
         "first use": (model, subject.first_use, True),
         "plain": (plain, lambda: subject.stored("ram"), False),
     }
+    for codec in subject.more_codecs:
+        arms[codec] = (model, lambda codec=codec: subject.stored("ram", codec), False)  # type: ignore[misc]  # default
+        arms[f"{codec} file"] = (model, lambda codec=codec: subject.stored("disk", codec), False)  # type: ignore[misc]
     length = str(subject.length)
     cold: dict[str, float] = {}
     for name, (with_model, plan, _) in arms.items():  # capture, pinned buffers, autotuning: not in the figures
@@ -298,7 +312,7 @@ def floor(subject: Subject, machine: Mapping[str, Any]) -> dict[str, float]:
     lent = static.lend(subject.length + SUFFIX + DECODED)
     if lent is None:
         return found
-    state = place(model, subject._get(subject.stores["ram"]), 0)
+    state = subject.load(subject.stores["ram"], "native")
 
     def bring() -> None:
         lent.advance(0)
@@ -376,18 +390,16 @@ def config(arguments: argparse.Namespace, machine: Mapping[str, Any]) -> dict[st
 
 def show(report: Mapping[str, Any]) -> None:
     """The table, as text."""
-    names = list(report["arms"])
-    say(f"{'tokens':>7} " + " ".join(f"{name:>17}" for name in names) + f" {'floor':>7} {'copy':>7} {'question':>8}")
-    for n in report["floor"]:
-        cells = []
-        for name in names:
-            milliseconds = 1000 * report["arms"][name]["seconds_to_first_token"][n]
-            ratio = f" ({report['ratio'][name][n]:4.1f} x)" if name != "read" else " " * 9
-            cells.append(f"{milliseconds:8.1f}{ratio:>9}")
-        row = report["floor"][n]
-        parts = [1000 * max(row.get("bus", 0), row.get("weights", 0))]
-        parts += [1000 * row.get(key, 0) for key in ("copy_alone", "question_alone")]
-        say(f"{n:>7} " + " ".join(cells) + f" {parts[0]:7.1f} {parts[1]:7.1f} {parts[2]:8.1f}")
+    for n, row in report["floor"].items():
+        row = {key: 1000 * value for key, value in row.items() if isinstance(value, float)} | {"MB": row["bytes"] / 1e6}
+        lowest = max(row.get("bus", 0), row.get("weights", 0))
+        say(
+            f"{n} tokens, {row['MB']:.0f} MB; ms: floor {lowest:.1f}, "
+            + ", ".join(f"{k} {v:.1f}" for k, v in row.items())
+        )
+        for name, arm in report["arms"].items():
+            ratio = f"{report['ratio'][name][n]:6.1f} x" if name != "read" else ""
+            say(f"    {name:12} {1000 * arm['seconds_to_first_token'][n]:9.1f} ms {ratio}")
     for n, row in report["decode"].items():
         each = {name: round(1000 * statistics.median(values), 2) for name, values in row.items() if name != "ratio"}
         say(f"decoding at {n}: ms a token {each}, injected / read {row['ratio']:.3f}")

@@ -90,16 +90,16 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: floa
     """Attention and its log-sum-exp, [parts, kv_heads, queries, head_dim] and [parts, kv_heads, queries]."""
     mask = mask.expand(-1, key.shape[1], -1, -1)
     if query.is_cuda:
-        out, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
-            query, key, value, mask, True, scale=scale
-        )
-        return out, lse[..., : query.shape[2]]
+        attend = torch.ops.aten._scaled_dot_product_efficient_attention  # the public function hides the log-sum-exp
+        found: tuple[Tensor, ...] = attend(query, key, value, mask, True, scale=scale)
+        return found[0], found[1][..., : query.shape[2]]
     scores = query.float() @ key.float().transpose(-1, -2) * scale + mask
     lse = scores.logsumexp(-1)
-    return ((scores - lse[..., None]).exp() @ value.float()).to(query.dtype), lse
+    out: Tensor = (scores - lse[..., None]).exp() @ value.float()
+    return out.to(query.dtype), lse
 
 
 def _merge(out: Tensor, lse: Tensor) -> Tensor:
-    weights: Tensor = (lse - lse.logsumexp(0)).exp()
-    merged: Tensor = (weights[..., None] * out.float()).sum(0).to(out.dtype)
-    return merged
+    weights = (lse - lse.logsumexp(0)).exp()
+    merged: Tensor = (weights[..., None] * out.float()).sum(0)
+    return merged.to(out.dtype)

@@ -12,7 +12,7 @@ from nnm_core.model.load import LoadedModel
 from nnm_core.model.positions import DeferredRotation, deferred
 from nnm_core.states.cache import RecordingCache
 from nnm_core.states.state import ROOT, PlacedState, State
-from nnm_core.states.transfer import HostState
+from nnm_core.states.transfer import HostState, uniform
 
 EMPTY = PlacedState(ROOT, 0, ())
 
@@ -55,13 +55,13 @@ def capture(
 
 
 def place(model: LoadedModel, state: State, start: int) -> PlacedState:
-    """`state` as it is to be attended at positions ``start ...``; on a GPU it is brought there when it is copied.
+    """`state` as it is to be attended at positions ``start ...``; on a GPU this is done when it is copied into a cache.
 
     Raises:
         PositionError: if the model's position family does not allow that place.
     """
     model.positions.check_move(state.start, start, len(state.token_ids))
-    if model.device.type == "cuda" and state.layers[0][0].device.type == "cpu":
+    if model.device.type == "cuda" and uniform(state):
         return HostState(model, state, start)
     layers = [(key.to(model.device), value.to(model.device)) for key, value in state.layers]
     keys = model.positions.place([key for key, _ in layers], start)

@@ -1,4 +1,4 @@
-"""States that lie in the computer's memory, brought to an accelerator while it already computes.
+"""States that are not placed yet, brought into a cache on an accelerator while it already computes.
 
 A state is copied group by group of layers on a stream of its own, rotated there, and written into the cache; each
 layer tells when it is ready, so that the first layers attend to it while the last ones are still on the bus. States
@@ -25,10 +25,10 @@ GROUP_BYTES = 16 * 2**20
 
 
 class HostState(PlacedState):
-    """A `PlacedState` whose tensors are still on the host and not yet rotated; `copy_into` brings them.
+    """A `PlacedState` whose tensors are not yet rotated, and usually still on the host; `copy_into` brings them.
 
     Attributes:
-        state: keys before rotation and values, on the CPU.
+        state: keys before rotation and values, all layers of one shape.
         start: position of the first token in the prompt.
     """
 
@@ -36,6 +36,7 @@ class HostState(PlacedState):
         # The base is frozen, and its `layers` are computed here only if somebody asks for them.
         object.__setattr__(self, "name", state.chain)
         object.__setattr__(self, "length", len(state.token_ids))
+        object.__setattr__(self, "origin", state.origin)
         object.__setattr__(self, "state", state)
         object.__setattr__(self, "start", start)
         object.__setattr__(self, "_model", model)
@@ -62,6 +63,9 @@ class HostState(PlacedState):
         start = cache.length
         if start != self.start:
             raise ValueError(f"a state placed at {self.start} cannot stand at {start}")
+        if "layers" in self.__dict__:  # somebody has asked for them
+            super().copy_into(cache)
+            return
         turn = Turn(self._model.positions, start, self.length)
         with staging_of(self._model).use(cache) as staging:
             for first, block in staging.bring(self.state, self._model.device):
@@ -69,6 +73,11 @@ class HostState(PlacedState):
                 cache.write(first, turn(first, keys), values, start)
                 staging.mark(cache, first, len(block))
         cache.advance(start + self.length)
+
+
+def uniform(state: State) -> bool:
+    """Whether all keys and values of a state have one shape, so that layers can be brought in groups."""
+    return len({tensor.shape for pair in state.layers for tensor in pair}) == 1
 
 
 def staging_of(model: LoadedModel) -> Staging:
@@ -112,12 +121,14 @@ class Staging:
         """Groups of layers on `device`: index of the first, [layers, 2, kv_heads, tokens or more, head_dim]."""
         count = len(state.layers)
         size = max(1, GROUP_BYTES * count // max(state.nbytes, 1))
+        if state.layers[0][0].device == device:  # nothing has to cross the bus
+            size = count
         for turn, first in enumerate(range(0, count, size)):
             block = host_block(state.layers[first : first + size])
             yield first, self._to(device, block, turn)
 
     def _to(self, device: torch.device, block: Tensor, turn: int) -> Tensor:
-        if device.type != "cuda" or block.is_cuda:
+        if device.type != "cuda" or block.device == device:
             return block.to(device)
         if block.is_pinned():
             return block.to(device, non_blocking=True)
