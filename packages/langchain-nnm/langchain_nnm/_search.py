@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,21 +43,58 @@ class EngineSearch:
         Where fewer than `k` share a word with the query, the nearest by vector follow, with score 0: stores are
         expected to give what they have.
         """
-        refuse_unknown(unknown)
-        alpha = self.alpha if alpha is None else alpha
-        options = {"filter": filter, "scope": scope_of(self.scope, None) if scope is None else scope}
+        asked = self._asked(query, vector, k, alpha, filter=filter, scope=scope, **unknown)
         try:
-            hits: list[Hit] = self.nnm.search(query, k, vector=vector, alpha=alpha, **options)
+            hits: list[Hit] = self.nnm.search(**asked)
         except InvalidInputError:
-            if vector is not None and next(self.nnm.find(), None) is None:
-                return []  # an empty namespace has not learnt yet how long another embedder's vectors are
+            if self._empty(vector):
+                return []
             raise
-        if len(hits) < k and vector is None and alpha is None:
-            seen = {hit.memory.id for hit in hits}
-            nearest = self.nnm.search(query, k, alpha=1, **options)
-            more = [Hit(hit.memory, 0.0, hit.parts) for hit in nearest if hit.memory.id not in seen]
-            hits = [*hits, *more[: k - len(hits)]]
-        return hits
+        return hits if _enough(hits, asked) else _filled(hits, self.nnm.search(**asked | {"alpha": 1}), k)
+
+    async def asearch(
+        self,
+        query: str,
+        vector: list[float] | None,
+        k: int,
+        *,
+        alpha: float | None = None,
+        **options: Any,
+    ) -> list[Hit]:
+        """As `search`: awaited where the engine's index is on a server, else off the event loop."""
+        asked = self._asked(query, vector, k, alpha, **options)
+        try:
+            hits: list[Hit] = await self.nnm.asearch(**asked)
+        except InvalidInputError:
+            if await asyncio.to_thread(self._empty, vector):
+                return []
+            raise
+        return hits if _enough(hits, asked) else _filled(hits, await self.nnm.asearch(**asked | {"alpha": 1}), k)
+
+    def _asked(
+        self,
+        query: str,
+        vector: list[float] | None,
+        k: int,
+        alpha: float | None,
+        *,
+        filter: Any = None,
+        scope: str | None = None,
+        **unknown: Any,
+    ) -> dict[str, Any]:
+        refuse_unknown(unknown)
+        return {
+            "query": query,
+            "k": k,
+            "filter": filter,
+            "scope": scope_of(self.scope, None) if scope is None else scope,
+            "vector": vector,
+            "alpha": self.alpha if alpha is None else alpha,
+        }
+
+    def _empty(self, vector: list[float] | None) -> bool:
+        """Whether the namespace has not learnt yet how long another embedder's vectors are."""
+        return vector is not None and next(self.nnm.find(), None) is None
 
     def relevance(self, alpha: float | None) -> Callable[[float], float]:
         """What turns a score of such a search into a number between 0 and 1."""
@@ -85,6 +123,16 @@ class EngineSearch:
                 for column, cosine in zip(known, cosines, strict=True):
                     likeness[row][column] = cosine
         return likeness
+
+
+def _enough(hits: list[Hit], asked: dict[str, Any]) -> bool:
+    return len(hits) >= asked["k"] or asked["vector"] is not None or asked["alpha"] is not None
+
+
+def _filled(hits: list[Hit], nearest: list[Hit], k: int) -> list[Hit]:
+    seen = {hit.memory.id for hit in hits}
+    more = [Hit(hit.memory, 0.0, hit.parts) for hit in nearest if hit.memory.id not in seen]
+    return [*hits, *more[: k - len(hits)]]
 
 
 def diverse(

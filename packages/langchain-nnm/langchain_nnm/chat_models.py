@@ -67,7 +67,8 @@ class ChatNNM(EngineOptions, BaseChatModel):
     def model_post_init(self, context: Any, /) -> None:
         """Say in traces which version of this package was used, and what the model can do."""
         super().model_post_init(context)
-        self._add_version("langchain-nnm", __version__)
+        if hasattr(self, "_add_version"):  # langchain-core 1.4 has no place for it
+            self._add_version("langchain-nnm", __version__)
         if self.profile is None:
             tools = takes_tools(self.nnm.model.tokenizer)
             self.profile = ModelProfile(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -43,22 +42,20 @@ class NNMMiddleware(AgentMiddleware[Any, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
         """Recall, then call the model."""
-        return handler(self._with_memories(request, self._recall(request)))
+        query = _query(request)
+        hits = self.nnm.search(query, **self._options()) if query else []
+        return handler(self._with_memories(request, [hit.memory for hit in hits]))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
         """As `wrap_model_call`, off the event loop."""
-        memories = await asyncio.to_thread(self._recall, request)
-        return await handler(self._with_memories(request, memories))
+        query = _query(request)
+        hits = await self.nnm.asearch(query, **self._options()) if query else []
+        return await handler(self._with_memories(request, [hit.memory for hit in hits]))
 
-    def _recall(self, request: ModelRequest[Any]) -> list[Memory]:
-        asked = [message for message in request.messages if isinstance(message, HumanMessage)]
-        query = str(asked[-1].text) if asked else ""
-        if not query.strip():
-            return []
-        hits = self.nnm.search(query, self.k, self.filter, scope=scope_of(self.scope, None))
-        return [hit.memory for hit in hits]
+    def _options(self) -> dict[str, Any]:
+        return {"k": self.k, "filter": self.filter, "scope": scope_of(self.scope, None)}
 
     def _with_memories(self, request: ModelRequest[Any], memories: list[Memory]) -> ModelRequest[Any]:
         if not memories:
@@ -69,3 +66,9 @@ class NNMMiddleware(AgentMiddleware[Any, Any, Any]):
         context = "Context:\n" + "\n\n".join(memory.text for memory in memories)
         before = request.system_message.text if request.system_message else ""
         return request.override(system_message=SystemMessage(f"{before}\n\n{context}".strip()))
+
+
+def _query(request: ModelRequest[Any]) -> str:
+    """The user's last message."""
+    asked = [message for message in request.messages if isinstance(message, HumanMessage)]
+    return str(asked[-1].text).strip() if asked else ""

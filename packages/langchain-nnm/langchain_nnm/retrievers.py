@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -38,29 +37,28 @@ class NNMRetriever(BaseRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **options: Any
     ) -> list[Document]:
-        return self._search(query, run_manager.metadata, **options)
+        hits = self.nnm.search(query, **self._options(run_manager.metadata, **options))
+        return [to_document(hit.memory) for hit in hits]
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **options: Any
     ) -> list[Document]:
-        return await asyncio.to_thread(self._search, query, run_manager.metadata, **options)
+        hits = await self.nnm.asearch(query, **self._options(run_manager.metadata, **options))
+        return [to_document(hit.memory) for hit in hits]
 
-    def _search(
+    def _options(
         self,
-        query: str,
         metadata: dict[str, Any] | None,
         *,
         k: int | None = None,
         filter: Any = None,
         scope: str | None = None,
-    ) -> list[Document]:
-        hits = self.nnm.search(
-            query,
-            self.k if k is None else k,
-            self.filter if filter is None else filter,
-            scope=scope_of(self.scope, metadata) if scope is None else scope,
-        )
-        return [to_document(hit.memory) for hit in hits]
+    ) -> dict[str, Any]:
+        return {
+            "k": self.k if k is None else k,
+            "filter": self.filter if filter is None else filter,
+            "scope": scope_of(self.scope, metadata) if scope is None else scope,
+        }
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         return LangSmithRetrieverParams(

@@ -71,7 +71,7 @@ class NNMVectorStore(VectorStore):
         names = ids_for(documents, ids)
         latest = dict(zip(names, documents, strict=True))
         vectors = self._foreign.embed_documents(_texts(latest)) if self._foreign and latest else None
-        self._add(latest, vectors)
+        self.nnm.add(*self._rows(latest), vectors=vectors, foreign=self._foreign is not None)
         return names
 
     async def aadd_documents(
@@ -82,7 +82,7 @@ class NNMVectorStore(VectorStore):
         names = ids_for(documents, ids)
         latest = dict(zip(names, documents, strict=True))
         vectors = await self._foreign.aembed_documents(_texts(latest)) if self._foreign and latest else None
-        await asyncio.to_thread(self._add, latest, vectors)
+        await self.nnm.aadd(*self._rows(latest), vectors=vectors, foreign=self._foreign is not None)
         return names
 
     def add_texts(
@@ -107,10 +107,8 @@ class NNMVectorStore(VectorStore):
         """As `add_texts`, off the event loop."""
         return await self.aadd_documents(as_documents(texts, metadatas), ids=ids, **kwargs)
 
-    def _add(self, documents: dict[str, Document], vectors: list[list[float]] | None) -> None:
-        metadatas = [document.metadata for document in documents.values()]
-        foreign = self._foreign is not None
-        self.nnm.add(_texts(documents), list(documents), metadatas, vectors=vectors, foreign=foreign)
+    def _rows(self, documents: dict[str, Document]) -> tuple[list[str], list[str], list[dict[str, Any]]]:
+        return _texts(documents), list(documents), [document.metadata for document in documents.values()]
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
         """Take documents out of recall; without ids all of them. Unknown ids are passed over.
@@ -118,16 +116,25 @@ class NNMVectorStore(VectorStore):
         Their history stays until it is forgotten: see `forget`.
         """
         refuse_unknown(kwargs)
-        self.nnm.delete([memory.id for memory in self.nnm.find()] if ids is None else ids)
+        self.nnm.delete(self._all_ids() if ids is None else ids)
         return True
 
     async def adelete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
         """As `delete`, off the event loop."""
-        return await asyncio.to_thread(self.delete, ids, **kwargs)
+        refuse_unknown(kwargs)
+        await self.nnm.adelete(await asyncio.to_thread(self._all_ids) if ids is None else ids)
+        return True
+
+    def _all_ids(self) -> list[str]:
+        return [memory.id for memory in self.nnm.find()]
 
     def forget(self, ids: list[str]) -> int:
         """Erase documents and all that was derived from them, history included, from RAM and from disk."""
         return int(self.nnm.forget(ids))
+
+    async def aforget(self, ids: list[str]) -> int:
+        """As `forget`, off the event loop."""
+        return int(await self.nnm.aforget(ids))
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -158,7 +165,7 @@ class NNMVectorStore(VectorStore):
     async def asimilarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> Scored:
         """As `similarity_search_with_score`, off the event loop."""
         vector = await self._avector_of(query)
-        return _scored(await asyncio.to_thread(self._engine.search, query, vector, k, **kwargs))
+        return _scored(await self._engine.asearch(query, vector, k, **kwargs))
 
     def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
         """The `k` documents whose vectors are nearest to `embedding`, from the store's embeddings."""
@@ -166,7 +173,7 @@ class NNMVectorStore(VectorStore):
 
     async def asimilarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
         """As `similarity_search_by_vector`, off the event loop."""
-        return await asyncio.to_thread(self.similarity_search_by_vector, embedding, k, **kwargs)
+        return [to_document(hit.memory) for hit in await self._engine.asearch("", embedding, k, alpha=1, **kwargs)]
 
     def max_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
@@ -189,7 +196,7 @@ class NNMVectorStore(VectorStore):
     ) -> list[Document]:
         """As `max_marginal_relevance_search`, off the event loop."""
         vector = await self._avector_of(query)
-        hits = await asyncio.to_thread(self._engine.search, query, vector, max(k, fetch_k), **kwargs)
+        hits = await self._engine.asearch(query, vector, max(k, fetch_k), **kwargs)
         return await asyncio.to_thread(self._diverse, hits, k, lambda_mult)
 
     def max_marginal_relevance_search_by_vector(
@@ -202,8 +209,8 @@ class NNMVectorStore(VectorStore):
         self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
         """As `max_marginal_relevance_search_by_vector`, off the event loop."""
-        search = self.max_marginal_relevance_search_by_vector
-        return await asyncio.to_thread(search, embedding, k, fetch_k, lambda_mult, **kwargs)
+        hits = await self._engine.asearch("", embedding, max(k, fetch_k), alpha=1, **kwargs)
+        return await asyncio.to_thread(self._diverse, hits, k, lambda_mult)
 
     # -- relevance ----------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -50,4 +49,6 @@ class NNMRetriever(EngineOwner, BaseRetriever):
         return [to_scored(hit) for hit in hits]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await asyncio.to_thread(self._retrieve, query_bundle)
+        text = "\n".join(query_bundle.embedding_strs)
+        hits = await self.nnm.asearch(text, self.similarity_top_k, self._filter, scope=self.scope)
+        return [to_scored(hit) for hit in hits]

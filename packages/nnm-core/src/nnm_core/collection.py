@@ -19,8 +19,9 @@ from nnm_core.embedding.tokens import SparseEncoder, SparseSettings
 from nnm_core.embedding.whitening import SufficientStatistics, Whitening
 from nnm_core.errors import IndexDamagedError, InvalidInputError, StoreMismatchError
 from nnm_core.model.load import LoadedModel
-from nnm_core.recall.by_vector import search_parts
+from nnm_core.recall.by_vector import searching_parts
 from nnm_core.recall.choose import choose_search
+from nnm_core.recall.dialogue import Asking, answer_now
 from nnm_core.recall.fusion import FusedHit
 from nnm_core.recall.search import Searcher, SearchSettings
 from nnm_core.records import Hit, Memory
@@ -28,7 +29,7 @@ from nnm_core.state_store import StateStore
 from nnm_core.states.codecs import DEFAULT, Codec, Reader, make_codec
 from nnm_core.states.state import PlacedState, State
 from nnm_core.storage.blobs import BlobStore, open_blobs
-from nnm_core.storage.index import Point, SparseVector, VectorIndex, discard_index, open_index
+from nnm_core.storage.index import Point, SparseVector, VectorIndex, open_index
 from nnm_core.storage.journal import Journal
 from nnm_core.storage.journal_records import Entry, Removal, StateRef, Write
 from nnm_core.storage.lock import NamespaceLock
@@ -173,13 +174,13 @@ class Collection:
         """The index, and whether it has to be filled from the journal."""
         folder, options = self._index_place()
         if self.needs_rereading:
-            return _fresh_index(folder, options), False
+            return open_index(folder, **options, fresh=True), False
         missing = folder is not None and not folder.exists() and self.journal.live_count() > 0
         try:
             return open_index(folder, **options), missing
         except IndexDamagedError as error:
             logger.warning("%s It is built again from the journal.", error)
-            return _fresh_index(folder, options), True
+            return open_index(folder, **options, fresh=True), True
 
     @property
     def dim(self) -> int:
@@ -207,7 +208,7 @@ class Collection:
         self.foreign_dim = dim
         self.index.close()
         folder, options = self._index_place()
-        self.index = _fresh_index(folder, options)
+        self.index = open_index(folder, **options, fresh=True)
         self._load_transforms()
 
     def close(self) -> None:
@@ -370,6 +371,12 @@ class Collection:
     def search(
         self, query: str, k: int, filter: Any, *, vector: Vectors | None = None, alpha: float | None = None
     ) -> list[Hit]:
+        """`searching`, on an index that answers at once."""
+        return answer_now(self.searching(query, k, filter, vector=vector, alpha=alpha), self.index)
+
+    def searching(
+        self, query: str, k: int, filter: Any, *, vector: Vectors | None = None, alpha: float | None = None
+    ) -> Asking[list[Hit]]:
         """The `k` best live memories; points without one (a removal was interrupted) are passed over.
 
         Without an `alpha` it is searched in the way that suits the collection, or by the vector if there is no text
@@ -377,14 +384,16 @@ class Collection:
         """
         if alpha is None and query.strip() and (vector is None or self.foreign_dim is None):
             asked = None if vector is None else self.whitening.transform(vector[None])[0]
-            found = self.searcher.search(query, k, filter=filter, vector=asked)
+            found = yield from self.searcher.searching(query, k, filter=filter, vector=asked)
         else:
-            found = self._search_parts(query, k, filter, vector, 1.0 if alpha is None else alpha)
+            found = yield from self._searching_parts(query, k, filter, vector, 1.0 if alpha is None else alpha)
         entries = self.journal.by_points([hit.id for hit in found])
         pairs = zip(found, entries, strict=True)
         return [Hit(entry.memory, hit.score, hit.parts) for hit, entry in pairs if entry is not None]
 
-    def _search_parts(self, query: str, k: int, filter: Any, vector: Vectors | None, alpha: float) -> list[FusedHit]:
+    def _searching_parts(
+        self, query: str, k: int, filter: Any, vector: Vectors | None, alpha: float
+    ) -> Asking[list[FusedHit]]:
         dense = None
         if vector is not None:
             if len(vector) != self.dim and self.journal.live_count() == 0:
@@ -398,19 +407,12 @@ class Collection:
         elif alpha > 0:
             dense = self.dense_query(query)
         words = self.sparse_query(query) if alpha < 1 else None
-        return search_parts(self.index, dense=dense, sparse=words, alpha=alpha, limit=k, filter=filter)
+        hits = yield from searching_parts(dense=dense, sparse=words, alpha=alpha, limit=k, filter=filter)
+        return hits
 
     def entries(self, ids: Iterable[str]) -> list[Entry | None]:
         """The live versions of `ids`, in order."""
         return self.journal.get(list(ids))
-
-
-def _fresh_index(folder: Path | None, options: dict[str, Any]) -> VectorIndex:
-    if folder is not None:
-        discard_index(folder)
-    index = open_index(folder, **options)
-    index.clear()
-    return index
 
 
 def _write(entry: Entry, vector: NDArray[Any] | None, state: StoredState | None) -> Write:

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from nnm_core.answering import Answerer, Request, in_order
 from nnm_core.asking import AskFace
+from nnm_core.asynchronous import AsyncFace
 from nnm_core.collection import Collection, StoreSettings
 from nnm_core.errors import EngineClosedError, InvalidInputError, MemoryNotFoundError
 from nnm_core.ingest import Ingest, new_memories
@@ -32,6 +33,7 @@ from nnm_core.injection.tree import DEFAULT_BUDGET, Node, StateTree
 from nnm_core.model.fingerprint import digest
 from nnm_core.model.load import MINI, LoadedModel, ModelSettings, load_model
 from nnm_core.model.prompt import DEFAULT_SYSTEM, PromptFormat, PromptMessage, question_prompt
+from nnm_core.recall.dialogue import Asking, answer_now
 from nnm_core.recall.leases import LeaseBook
 from nnm_core.recalling import Recall, describe
 from nnm_core.records import Answer, Chunk, Hit, Memory, Message, Mode, Order, Policy
@@ -45,7 +47,7 @@ Missing = Literal["raise", "skip"]
 Question = str | Sequence[Message]
 
 
-class NNM(VectorFace, AskFace):
+class NNM(VectorFace, AskFace, AsyncFace):
     """A model and one namespace of memories. Use as a context manager, or call `close()`."""
 
     def __init__(
@@ -235,13 +237,19 @@ class NNM(VectorFace, AskFace):
         Raises:
             FilterError: a malformed or unsupported filter.
         """
+        asking = self._searching(query, k, filter, scope=scope, vector=vector, alpha=alpha, rerank=rerank)
+        return answer_now(asking, self._collection.index)
+
+    def _searching(
+        self, query: str = "", k: int = 4, filter: Any = None, *, scope: str = "", vector: Any = None, **how: Any
+    ) -> Asking[list[Hit]]:
         self._check_open()
         asked = one_vector(vector)
-        if not query.strip() and (asked is None or alpha not in (None, 1)):
+        if not query.strip() and (asked is None or how.get("alpha") not in (None, 1)):
             raise InvalidInputError("The query is empty.", hint="Ask something.")
         if k < 1:
             raise InvalidInputError(f"k is {k}.", hint="Ask for at least one memory.")
-        hits = self._recall.search(query, k, parse_filter(filter), vector=asked, alpha=alpha, rerank=rerank)
+        hits = yield from self._recall.searching(query, k, parse_filter(filter), vector=asked, **how)
         self.leases.take((hit.memory for hit in hits), scope=scope)
         return hits
 
@@ -440,6 +448,7 @@ class NNM(VectorFace, AskFace):
         """Give back files and the lock; a second call does nothing."""
         if not self._closed:
             self._closed = True
+            self._end_writer()
             self._tree.clear()
             self._collection.close()
 

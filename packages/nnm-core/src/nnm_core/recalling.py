@@ -16,6 +16,7 @@ from nnm_core.errors import InvalidInputError
 from nnm_core.model.load import LoadedModel
 from nnm_core.model.prompt import PromptFormat
 from nnm_core.recall.choose import choose_rerank
+from nnm_core.recall.dialogue import Asking
 from nnm_core.recall.fusion import FusedHit
 from nnm_core.recall.rerank import RerankSettings, StateReranker
 from nnm_core.records import Hit, Memory
@@ -47,7 +48,7 @@ class Recall:
         self._collection = collection
         self._left = left
 
-    def search(
+    def searching(
         self,
         query: str,
         k: int,
@@ -56,18 +57,19 @@ class Recall:
         vector: NDArray[np.float32] | None = None,
         alpha: float | None = None,
         rerank: bool = False,
-    ) -> list[Hit]:
+    ) -> Asking[list[Hit]]:
         """The best `k` memories; with `rerank` the best of the first stage's candidates by what their states say.
 
         A candidate whose state is not there, or was computed behind another left context, keeps its place behind the
         re-ranked ones.
         """
         if not rerank:
-            return self._collection.search(query, k, filter, vector=vector, alpha=alpha)
+            hits = yield from self._collection.searching(query, k, filter, vector=vector, alpha=alpha)
+            return hits
         if not query.strip():
             raise InvalidInputError("Re-ranking reads the query; there is none.", hint="Pass the query's text too.")
         depth = max(k, self.settings.depth)
-        hits = self._collection.search(query, depth, filter, vector=vector, alpha=alpha)
+        hits = yield from self._collection.searching(query, depth, filter, vector=vector, alpha=alpha)
         fused = [FusedHit(str(place), hit.score, hit.parts) for place, hit in enumerate(hits)]
         states = {name.id: state for name, hit in zip(fused, hits, strict=True) if (state := self._placed(hit.memory))}
         ranked = self._reranker.rerank(query, fused, states)

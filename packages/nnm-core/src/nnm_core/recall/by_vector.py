@@ -6,26 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnm_core.errors import InvalidInputError
+from nnm_core.recall.dialogue import Ask, Asking
 from nnm_core.recall.fusion import FusedHit, Ranking, explain, fuse
-from nnm_core.recall.search import SearchIndex, Vector
+from nnm_core.recall.search import Vector
 from nnm_core.storage.index import SparseVector
 
 PREFETCH = 100
 
 
-def search_parts(
-    index: SearchIndex,
+def searching_parts(
     *,
     dense: Vector | None,
     sparse: SparseVector | None,
     alpha: float,
     limit: int,
     filter: Any = None,
-) -> list[FusedHit]:
-    """The best points, best first.
+) -> Asking[list[FusedHit]]:
+    """The best points, best first, as a dialogue with the index.
 
     Args:
-        index: where they are.
         dense: the vector to compare with, [dim]; needed unless `alpha` is 0.
         sparse: the words to compare with; needed unless `alpha` is 1.
         alpha: weight of the dense ranking against the sparse one. At 1 and 0 there is one ranking and the scores are
@@ -40,12 +39,15 @@ def search_parts(
         raise InvalidInputError(f"alpha is {alpha}.", hint="0 searches by words alone, 1 by vectors alone.")
     reach = limit if alpha in (0, 1) else max(PREFETCH, 4 * limit)
     rankings: dict[str, Ranking] = {}
+    options = {"limit": reach, "filter": filter}
+    asks: dict[str, Ask] = {}
     if alpha > 0 and dense is not None:
-        found = index.search_dense(dense, limit=reach, filter=filter)
-        rankings["dense"] = [(hit.id, hit.score) for hit in found]
-    if alpha < 1 and sparse is not None:
-        words = index.search_sparse(sparse, limit=reach, filter=filter) if len(sparse.indices) else []
-        rankings["sparse"] = [(hit.id, hit.score) for hit in words]
+        asks["dense"] = Ask("search_dense", dense, options)
+    if alpha < 1 and sparse is not None and len(sparse.indices):
+        asks["sparse"] = Ask("search_sparse", sparse, options)
+    found = yield list(asks.values())
+    for name, points in zip(asks, found, strict=True):
+        rankings[name] = [(hit.id, hit.score) for hit in points]
     if alpha in (0, 1):
         return _as_they_are(rankings, limit)
     return fuse(rankings, {"dense": alpha, "sparse": 1 - alpha}, method="rsf", limit=limit)

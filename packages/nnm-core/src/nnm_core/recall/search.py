@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnm_core.errors import InvalidInputError
+from nnm_core.recall.dialogue import Ask, Asking, answer_now
 from nnm_core.recall.fusion import FusedHit, FusionMethod, Ranking, fuse
 from nnm_core.storage.index import SparseVector
 
@@ -106,26 +107,33 @@ class Searcher:
         Raises:
             InvalidInputError: an empty query or a limit below 1.
         """
+        return answer_now(self.searching(text, limit, filter=filter, vector=vector), self._index)
+
+    def searching(
+        self, text: str, limit: int = 10, *, filter: Any = None, vector: Vector | None = None
+    ) -> Asking[list[FusedHit]]:
+        """`search` as a dialogue, for an index that may have to be awaited."""
         if not text.strip():
             raise InvalidInputError("The query is empty.")
         if limit < 1:
             raise InvalidInputError("At least one hit must be asked for.")
-        rankings = self._rankings(text, max(self.settings.prefetch, 4 * limit), filter, vector)
+        rankings = yield from self._rankings(text, max(self.settings.prefetch, 4 * limit), filter, vector)
         weights = dict(self.settings.weights)
         if not rankings["sparse"]:
             weights = {"dense": 1.0}
         hits = fuse(rankings, weights, method=self.settings.method, rrf_k=self.settings.rrf_k, limit=limit)
         return hits + _fill(hits, rankings.get("dense", ()), limit - len(hits))
 
-    def _rankings(self, text: str, limit: int, filter: Any, vector: Vector | None) -> dict[str, Ranking]:
+    def _rankings(self, text: str, limit: int, filter: Any, vector: Vector | None) -> Asking[dict[str, Ranking]]:
         words = self._sparse(text)
-        found = self._index.search_sparse(words, limit=limit, filter=filter) if len(words.indices) else []
-        rankings: dict[str, Ranking] = {"sparse": _ranking(found)}
         if vector is None and self._dense is not None:
             vector = self._dense(text)
+        options = {"limit": limit, "filter": filter}
+        asks = {"sparse": Ask("search_sparse", words, options)} if len(words.indices) else {}
         if vector is not None:
-            rankings["dense"] = _ranking(self._index.search_dense(vector, limit=limit, filter=filter))
-        return rankings
+            asks["dense"] = Ask("search_dense", vector, options)
+        found = yield list(asks.values())
+        return {"sparse": []} | {name: _ranking(points) for name, points in zip(asks, found, strict=True)}
 
 
 def _fill(hits: Sequence[FusedHit], dense: Ranking, missing: int) -> list[FusedHit]:

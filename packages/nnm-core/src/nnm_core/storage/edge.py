@@ -248,6 +248,9 @@ class EdgeIndex:
         """See `VectorIndex`."""
         return (point_id for point_id, _ in self._scroll(with_payload=False))
 
+    def awaited(self) -> None:
+        """See `VectorIndex`: this index is in the process, nothing is waited for."""
+
     def _scroll(self, *, with_payload: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
         offset: Any = None
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
@@ -126,6 +127,9 @@ class VectorIndex(Protocol):
     def ids(self) -> Iterator[str]:
         """The ids of all points."""
 
+    def awaited(self) -> AsyncVectorSearch | None:
+        """The same searches for an event loop, if this index is at the other end of a network; else None."""
+
     def optimize(self) -> None:
         """Build search structures; blocks. Results are complete without it, only slower to find."""
 
@@ -134,6 +138,21 @@ class VectorIndex(Protocol):
 
     def close(self) -> None:
         """Flush and release the files; a second call does nothing."""
+
+
+class AsyncVectorSearch(Protocol):
+    """The searches of an index on a server, awaited: no thread waits for the network. See `VectorIndex`."""
+
+    async def search_dense(self, vector: Array, *, limit: int, filter: Filter | None = None) -> list[ScoredPoint]:
+        """As `VectorIndex.search_dense`."""
+
+    async def search_sparse(
+        self, vector: SparseVector, *, limit: int, filter: Filter | None = None
+    ) -> list[ScoredPoint]:
+        """As `VectorIndex.search_sparse`."""
+
+    async def rescore_tokens(self, vectors: Array, ids: Sequence[str], *, limit: int) -> list[ScoredPoint]:
+        """As `VectorIndex.rescore_tokens`."""
 
 
 def open_index(
@@ -146,6 +165,7 @@ def open_index(
     token_dim: int | None = None,
     api_key: str | None = None,
     prefix: str = "nnm-",
+    fresh: bool = False,
 ) -> VectorIndex:
     """Open or create the index of a namespace.
 
@@ -161,6 +181,7 @@ def open_index(
         token_dim: of the token vectors; None keeps none.
         api_key: for `url`.
         prefix: of the collection's name on a server.
+        fresh: begin with an empty index, whatever is there (a damaged one, or one of other dimensions).
 
     Raises:
         StoreMismatchError: it exists with other dimensions.
@@ -170,10 +191,12 @@ def open_index(
     if dim < 1 or (token_dim is not None and token_dim < 1):
         raise InvalidInputError(f"Vectors need at least one dimension, not {dim} and {token_dim}.")
     if path is not None and url is None and client is None:
+        if fresh:
+            discard_index(path)
         from nnm_core.storage.edge import EdgeIndex
 
         return EdgeIndex(path, dim=dim, token_dim=token_dim)
-    from nnm_core.storage.qdrant import QdrantIndex, make_client
+    from nnm_core.storage.qdrant import QdrantIndex, make_async_client, make_client
 
     return QdrantIndex(
         client if client is not None else make_client(url, api_key=api_key),
@@ -182,6 +205,8 @@ def open_index(
         token_dim=token_dim,
         prefix=prefix,
         owned=client is None,
+        fresh=fresh,
+        make_async=None if url is None else partial(make_async_client, url, api_key=api_key),
     )
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import httpx
 import numpy as np
-from qdrant_client import QdrantClient, models
-from qdrant_client.http.exceptions import ApiException
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from nnm_core.errors import EngineClosedError, StorageError, StoreMismatchError
 from nnm_core.storage.filter_translation import translate
@@ -30,10 +28,9 @@ from nnm_core.storage.index import (
     ranked,
     scan,
 )
+from nnm_core.storage.qdrant_async import AsyncQdrantSearch
 from nnm_core.storage.qdrant_filters import QdrantDialect
-
-_HNSW_EF = 256
-_PAGE = 1_000
+from nnm_core.storage.qdrant_support import PAGE, encode_sparse, is_local, search_params, server_errors
 
 
 def make_client(url: str | None, *, api_key: str | None = None) -> QdrantClient:
@@ -48,6 +45,11 @@ def make_client(url: str | None, *, api_key: str | None = None) -> QdrantClient:
         return QdrantClient(url=url, api_key=api_key)
     except ValueError as error:
         raise StorageError(f"{url!r} is not the address of a Qdrant server: {error}.") from error
+
+
+def make_async_client(url: str, *, api_key: str | None = None) -> AsyncQdrantClient:
+    """As `make_client`, for the event loop that runs; the address has been checked by `make_client`."""
+    return AsyncQdrantClient(url=url, api_key=api_key, check_compatibility=False)  # the plain client has checked
 
 
 def collection_name(prefix: str, namespace: str) -> str:
@@ -67,6 +69,8 @@ class QdrantIndex:
         token_dim: of the token vectors, or None for none.
         prefix: of the collection's name.
         owned: close the client with this index.
+        fresh: throw away a collection that is there, whatever it holds.
+        make_async: makes a client of the same server for event loops; None if there is none, as in RAM.
 
     Raises:
         StoreMismatchError: the collection has other dimensions.
@@ -82,14 +86,22 @@ class QdrantIndex:
         token_dim: int | None = None,
         prefix: str = "nnm-",
         owned: bool = False,
+        fresh: bool = False,
+        make_async: Callable[[], AsyncQdrantClient] | None = None,
     ) -> None:
         self._client: QdrantClient | None = client
         self._name = collection_name(prefix, namespace)
         self._dim, self._token_dim, self._owned = dim, token_dim, owned
+        self._awaited = (
+            None if make_async is None else AsyncQdrantSearch(make_async, self._name, dim=dim, token_dim=token_dim)
+        )
         # The local mode is plain Python without locks of its own.
         self._lock = threading.RLock()
         with self._use() as opened:
-            if not opened.collection_exists(self._name):
+            there = opened.collection_exists(self._name)
+            if there and fresh:
+                opened.delete_collection(self._name)
+            if fresh or not there:
                 self._create(opened)
             self._check_dimensions(opened)
 
@@ -122,8 +134,8 @@ class QdrantIndex:
         """See `VectorIndex`."""
         ready = [_encode(checked(p, dim=self._dim, token_dim=self._token_dim)) for p in points]
         with self._use() as client:
-            for start in range(0, len(ready), _PAGE):
-                client.upsert(self._name, ready[start : start + _PAGE], wait=True)
+            for start in range(0, len(ready), PAGE):
+                client.upsert(self._name, ready[start : start + PAGE], wait=True)
 
     def delete(self, ids: Iterable[str]) -> None:
         """See `VectorIndex`."""
@@ -148,8 +160,14 @@ class QdrantIndex:
         """See `VectorIndex`."""
         with self._lock:
             client, self._client = self._client, None
+            if self._awaited is not None:
+                self._awaited.close()
             if client is not None and self._owned:
                 client.close()
+
+    def awaited(self) -> AsyncQdrantSearch | None:
+        """See `VectorIndex`."""
+        return self._awaited
 
     # -- searching ----------------------------------------------------------------------------------------------
 
@@ -162,7 +180,7 @@ class QdrantIndex:
         check_limit(limit)
         if not len(vector):
             return []
-        return self._query(_sparse(vector), "sparse", limit, self._translate(filter))
+        return self._query(encode_sparse(vector), "sparse", limit, self._translate(filter))
 
     def rescore_tokens(self, vectors: Array, ids: Sequence[str], *, limit: int) -> list[ScoredPoint]:
         """See `VectorIndex`."""
@@ -179,7 +197,7 @@ class QdrantIndex:
                 using=using,
                 limit=limit,
                 query_filter=condition,
-                search_params=_search_params(client, limit),
+                search_params=search_params(limit, local=is_local(client.init_options)),
                 with_payload=False,
             )
         return ranked(ScoredPoint(str(hit.id), hit.score) for hit in found.points)
@@ -207,7 +225,7 @@ class QdrantIndex:
         while True:
             with self._use() as client:
                 records, offset = client.scroll(
-                    self._name, limit=_PAGE, offset=offset, with_payload=with_payload, with_vectors=False
+                    self._name, limit=PAGE, offset=offset, with_payload=with_payload, with_vectors=False
                 )
             for record in records:
                 yield str(record.id), record.payload or {}
@@ -228,24 +246,8 @@ class QdrantIndex:
         with self._lock:
             if self._client is None:
                 raise EngineClosedError("The index is closed.", hint="Open the store again.")
-            try:
+            with server_errors(self._name):
                 yield self._client
-            except (ApiException, httpx.HTTPError, OSError) as error:
-                raise StorageError(
-                    f"The Qdrant server failed on {self._name!r}: {error}.",
-                    hint="Check that it runs and that address and key are right (docker compose up qdrant).",
-                ) from error
-
-
-def _search_params(client: QdrantClient, limit: int) -> models.SearchParams | None:
-    """A wider graph search than the default; None for the local mode, which compares all and warns about options."""
-    options = client.init_options
-    local = options.get("location") == ":memory:" or options.get("path") is not None
-    return None if local else models.SearchParams(hnsw_ef=max(_HNSW_EF, limit))
-
-
-def _sparse(vector: SparseVector) -> models.SparseVector:
-    return models.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
 
 
 def _encode(point: Point) -> models.PointStruct:
@@ -253,7 +255,7 @@ def _encode(point: Point) -> models.PointStruct:
     if point.dense is not None:
         vector["dense"] = point.dense.tolist()
     if point.sparse is not None:
-        vector["sparse"] = _sparse(point.sparse)
+        vector["sparse"] = encode_sparse(point.sparse)
     if point.tokens is not None:
         vector["tokens"] = point.tokens.tolist()
     return models.PointStruct(id=point.id, vector=vector, payload=dict(point.payload))
