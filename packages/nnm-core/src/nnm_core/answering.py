@@ -139,6 +139,18 @@ class Answerer:
         answer = Answer("".join(pieces), tuple(tokens), request.hits, receipt, finish)
         yield Chunk(step.text, (step.token_id,), answer)
 
+    def prepared(self, request: Request) -> tuple[Composed, Receipt]:
+        """The prompt of a request, ready to be continued, and the receipt of what was done for it.
+
+        Raises:
+            ContextOverflowError: the prompt is too long; nothing is ever cut.
+        """
+        segments = self.format.segments(request.messages)
+        self.check_fit(segments, request.decoding.max_tokens)
+        plan = self.plan(segments, request)
+        made = self._prefill(plan, request)
+        return made, self._receipt(request, plan, made, 0, time.perf_counter() - request.started)
+
     def plan(self, segments: Sequence[Segment], request: Request) -> Plan:
         """What is to happen to each segment."""
         if request.mode != "inject":

@@ -19,7 +19,6 @@ from typing import Any, Literal
 from numpy.typing import ArrayLike
 
 from nnm_core.answering import Answerer, Request, in_order
-from nnm_core.asking import AskFace
 from nnm_core.asynchronous import AsyncFace
 from nnm_core.collection import Collection, StoreSettings
 from nnm_core.errors import EngineClosedError, InvalidInputError, MemoryNotFoundError
@@ -37,6 +36,7 @@ from nnm_core.recall.dialogue import Asking, answer_now
 from nnm_core.recall.leases import LeaseBook
 from nnm_core.recalling import Recall, describe
 from nnm_core.records import Answer, Chunk, Hit, Memory, Message, Mode, Order, Policy
+from nnm_core.scoring import ScoreFace
 from nnm_core.states.capture import capture, place
 from nnm_core.states.state import PlacedState
 from nnm_core.storage.filters import parse_filter
@@ -47,7 +47,7 @@ Missing = Literal["raise", "skip"]
 Question = str | Sequence[Message]
 
 
-class NNM(VectorFace, AskFace, AsyncFace):
+class NNM(VectorFace, ScoreFace, AsyncFace):
     """A model and one namespace of memories. Use as a context manager, or call `close()`."""
 
     def __init__(

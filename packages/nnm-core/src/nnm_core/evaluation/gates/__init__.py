@@ -1,0 +1,1 @@
+"""Gates: end-to-end tests of the whole path against reading, with controls; one gate a module."""
