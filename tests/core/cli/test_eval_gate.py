@@ -93,7 +93,7 @@ def test_conversation_and_claims(real_nnm: Nnm, reader: str, tmp_path: Path) -> 
     ("arguments", "message"),
     [
         (["qa", "--data", "absent.json"], "no such file"),
-        (["qa", "--data", "dev.json", "--retriever", "magic"], "no retriever 'magic'"),
+        (["qa", "--data", "dev.json", "--retriever", "magic"], "'magic' cannot be loaded"),
         (["qa", "--data", "dev.json", "--format", "xml"], "no known format"),
         (["qa", "--data", "hub:imagenet"], "no set that can be fetched"),
         (["needle", "--data", "dev.json", "--lengths", "a"], "--lengths a"),

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,7 +50,7 @@ PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help=
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer.")]
 RetrieverOption = Annotated[
     str,
-    typer.Option("--retriever", metavar="NAME", help="Of classic RAG: minilm or bm25; auto takes what is there."),
+    typer.Option("--retriever", metavar="NAME", help="Of classic RAG: minilm, bm25, or a sentence-transformers name."),
 ]
 
 group = typer.Typer(
@@ -191,19 +191,18 @@ def numbers_of(text: str, option: str) -> tuple[int, ...]:
     return numbers
 
 
-def retriever_of(name: str) -> TextRetriever:
-    """Classic RAG's retriever by name.
+@contextmanager
+def retriever_of(name: str) -> Iterator[TextRetriever]:
+    """Classic RAG's retriever by name: ``auto``, ``bm25``, ``minilm``, or a sentence-transformers name or folder.
 
     Raises:
-        InvalidInputError: there is none of that name, or it is not installed.
+        InvalidInputError: there is no such embedder, or it is not installed.
     """
-    from nnm_core.evaluation.rag import BM25Retriever, MiniLMRetriever, default_retriever
+    from nnm_core.evaluation.embedders import EmbeddingRetriever
+    from nnm_core.evaluation.rag import BM25Retriever, default_retriever
 
-    makers: dict[str, Callable[[], TextRetriever]] = {
-        "auto": default_retriever,
-        "minilm": MiniLMRetriever,
-        "bm25": BM25Retriever,
-    }
-    if name not in makers:
-        raise InvalidInputError(f"There is no retriever {name!r}.", hint=f"Use one of {', '.join(makers)}.")
-    return makers[name]()
+    quiet_libraries()
+    makers: dict[str, Callable[[], TextRetriever]] = {"auto": default_retriever, "bm25": BM25Retriever}
+    found = makers[name]() if name in makers else EmbeddingRetriever(name)
+    with closing(found):
+        yield found

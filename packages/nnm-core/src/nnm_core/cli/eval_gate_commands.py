@@ -60,11 +60,11 @@ def qa(
 
     found = _questions(data, format, evidence, corpus)
     settings = gate.QASettings(passages, k, limit, max_tokens, seed, names_of(arms), composer, _template(template))
-    chosen = retriever_of(retriever)
     searchable = passages != gate.ORACLE
     namespace = namespace_of("qa", searchable, sorted(found.passages.items()))
     run = GateRun(model, device, quantize, work, json, items, plot)
-    run.run(namespace, lambda engine, tell: gate.run(engine, found, chosen, settings, tell=tell))
+    with retriever_of(retriever if searchable else "bm25") as chosen:
+        run.run(namespace, lambda engine, tell: gate.run(engine, found, chosen, settings, tell=tell))
 
 
 def needle(
@@ -168,14 +168,12 @@ def conversation(
     from nnm_core.evaluation.gates import conversation as gate
 
     found = load_locomo(data)
-    chosen = retriever_of(retriever)
     settings = gate.ConversationSettings(k, limit, max_tokens, seed, names_of(arms), composer)
     turns = [(c.id, sorted(c.questions.passages.items())) for c in found]
     run = GateRun(model, device, quantize, work, json, items, plot)
-    run.run(
-        namespace_of("conversation", turns),
-        lambda engine, tell: gate.run(engine, found, chosen, settings, tell=tell),
-    )
+    namespace = namespace_of("conversation", turns)
+    with retriever_of(retriever) as chosen:
+        run.run(namespace, lambda engine, tell: gate.run(engine, found, chosen, settings, tell=tell))
 
 
 def claims(

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nnm_core.evaluation.gates.core import Ask
-from nnm_core.model.prompt import CONTEXT_HEADER, QUESTION_HEADER, SEPARATOR
+from nnm_core.evaluation.rag import plain_prompt
+from nnm_core.model.prompt import SEPARATOR
 from nnm_core.records import Memory, Message, Mode, Policy
 
 COLD, RAG, SAME, NNM, COMPOSED, RANDOM = "cold", "rag", "rag same order", "nnm", "composed", "random"
@@ -14,22 +15,23 @@ COLD, RAG, SAME, NNM, COMPOSED, RANDOM = "cold", "rag", "rag same order", "nnm",
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How prompts are laid out.
+    """How classic RAG's prompts are laid out.
 
     Attributes:
         system: the engine's system prompt.
-        template: of classic RAG's user turn, with ``{context}`` and ``{question}``.
+        template: of the user turn, with ``{context}`` and ``{question}``; None takes NNM's own layout, as plain text.
     """
 
     system: str | None
-    template: str = CONTEXT_HEADER + "{context}" + SEPARATOR + QUESTION_HEADER + "{question}"
+    template: str | None = None
 
     def classic(self, question: str, texts: Sequence[str], names: Sequence[str], seconds: float = 0.0) -> Ask:
         """Passages pasted into a user turn that is tokenised in one piece, as a chain without NNM sends it."""
-        body = self.template.replace("{question}", question).replace("{context}", SEPARATOR.join(texts))
-        user = Message("user", body)
-        turns = (Message("system", self.system), user) if self.system else (user,)
-        return Ask(turns, mode="bare", given=tuple(texts), names=tuple(names), seconds=seconds)
+        prompt = plain_prompt(question, texts, self.system)
+        if self.template is not None:
+            body = self.template.replace("{question}", question).replace("{context}", SEPARATOR.join(texts))
+            prompt = [*prompt[:-1], Message("user", body)]
+        return Ask(tuple(prompt), mode="bare", given=tuple(texts), names=tuple(names), seconds=seconds)
 
 
 def cold(question: str) -> Ask:

@@ -173,7 +173,7 @@ class _Arms:
     ) -> None:
         self.engine, self.memories, self.retriever, self.settings = engine, memories, retriever, settings
         self.all_memories = list(memories.values())
-        self.layout = Layout(engine.system) if settings.template is None else Layout(engine.system, settings.template)
+        self.layout = Layout(engine.system, settings.template)
         self._found: tuple[str, list[Memory], float] = ("", [], 0.0)
 
     def all(self) -> dict[str, Arm]:
