@@ -25,6 +25,7 @@ from nnm_core.errors import (
     StoreMismatchError,
     UnsupportedModelError,
 )
+from nnm_core.injection.settings import InjectionSettings
 from nnm_core.records import Answer, Chunk, Hit, Memory, MemoryUse, Message, Receipt
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ __all__ = [
     "EngineClosedError",
     "FilterError",
     "Hit",
+    "InjectionSettings",
     "InvalidInputError",
     "Memory",
     "MemoryNotFoundError",

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field, replace
 
 from nnm_core.errors import ContextOverflowError, InvalidInputError, MemoryNotInjectedError, PositionError
 from nnm_core.injection.compose import AUTO_BOUND, Composed, Composer, Composition, composer
+from nnm_core.injection.compose.concatenate import Concatenate
 from nnm_core.injection.generate import DecodeSettings, decode
 from nnm_core.injection.plan import FIRST_TIME, Plan, Step, make_plan, read_plan
 from nnm_core.injection.prefill import keep_read, prefill
+from nnm_core.injection.settings import AS_READ, InjectionSettings
+from nnm_core.injection.strength import Scaled, during, each_during, scaled
 from nnm_core.injection.tree import StateTree
 from nnm_core.model.load import LoadedModel
 from nnm_core.model.prompt import PromptFormat, PromptMessage, Segment, question_prompt
@@ -52,6 +55,7 @@ class Request:
         strict: refuse to read a memory as text, unless it is read to be kept.
         composer: how states of other left contexts are placed side by side.
         order: how the memories of a question are ordered.
+        injection: how strongly and in which layers the memories are felt.
     """
 
     messages: Sequence[PromptMessage]
@@ -64,6 +68,7 @@ class Request:
     strict: bool = False
     composer: Composer = field(default_factory=composer)
     order: Order = "ranked"
+    injection: InjectionSettings = AS_READ
 
 
 @dataclass
@@ -121,11 +126,13 @@ class Answerer:
         plan = self.plan(segments, request)
         if request.strict:
             _refuse_text(plan)
-        made = self._prefill(plan, request)
+        steering = self._steering(plan, request)
+        with during(steering):
+            made = self._prefill(plan, request)
         pieces: list[str] = []
         tokens: list[int] = []
         first = 0.0
-        for step in decode(self.model, made.cache, made.logits, request.decoding):
+        for step in each_during(steering, decode(self.model, made.cache, made.logits, request.decoding)):
             if not tokens:
                 first = time.perf_counter() - request.started
                 if request.mode == "inject" and not self.refusal and not self._beyond_tables(plan.length):
@@ -170,6 +177,17 @@ class Answerer:
             compose=compose and not refusal,
             reason=refusal if compose and refusal else FIRST_TIME,
         )
+
+    def _steering(self, plan: Plan, request: Request) -> Scaled | None:
+        """What intervenes in this answer. Composers that compute tokens again do so in passes of another layout."""
+        request.injection.check(self.model)
+        found = scaled(plan, request.injection, self.model)
+        if found is not None and plan.composed and not isinstance(request.composer, Concatenate):
+            raise InvalidInputError(
+                f"Strength and layers cannot be set together with the composer {request.composer.name!r}.",
+                hint="Use composer='concatenate', or policy='exact'.",
+            )
+        return found
 
     def _prefill(self, plan: Plan, request: Request) -> Composed:
         """Carry out the plan; only a prompt in which something was moved needs the composer."""
@@ -231,7 +249,8 @@ class Answerer:
 
     def _find_any(self, segment: Segment, start: int) -> PlacedState | None:
         state = self._stored(segment)
-        return None if state is None else place(self.model, state, start)
+        # One without its lower layers has to be masked there, which composers do not do.
+        return None if state is None or state.origin.first_layer else place(self.model, state, start)
 
     def _stored(self, segment: Segment) -> State | None:
         """The stored state of a memory segment, cut to the segment's tokens (it may lack the separator)."""

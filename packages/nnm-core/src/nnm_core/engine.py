@@ -28,6 +28,7 @@ from nnm_core.injection.compose import composer as pick
 from nnm_core.injection.generate import DecodeSettings
 from nnm_core.injection.prefill import memory_point
 from nnm_core.injection.selftest import SelfTest, self_test
+from nnm_core.injection.settings import AS_READ, InjectionSettings
 from nnm_core.injection.tree import DEFAULT_BUDGET, Node, StateTree
 from nnm_core.model.fingerprint import digest
 from nnm_core.model.load import MINI, LoadedModel, ModelSettings, load_model
@@ -312,6 +313,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace):
         policy: Policy = "auto",
         composer: str | Composer | None = None,
         order: Order = "ranked",
+        injection: InjectionSettings = AS_READ,
         mode: Mode = "inject",
         filter: Any = None,
         rerank: bool = False,
@@ -341,6 +343,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace):
             order: ``ranked`` puts the best memory first; ``canonical`` sorts the memories by id, so that the same
                 memories stand in the same order whatever was asked, and more of them are found exact. It has no say
                 over memories whose text stands in a chat prompt already.
+            injection: how strongly, and in which layers, the memories are felt; by default as if they were read.
             mode: ``inject``; ``read`` reads the very same tokens; ``bare`` asks without any memory.
             filter: metadata conditions for the search.
             rerank: as in `search`.
@@ -368,9 +371,8 @@ class NNM(VectorFace, ScoreFace, AsyncFace):
             messages: list[PromptMessage] = question_prompt(question, placed, self.system)
         else:
             hits, messages = self._chat(question, memories, references, mode, scope, order, strict=strict)
-        request = Request(
-            messages, hits, mode, policy, decoding, started, strict=strict, composer=pick(composer), order=order
-        )
+        how: dict[str, Any] = {"composer": pick(composer), "order": order, "injection": injection}
+        request = Request(messages, hits, mode, policy, decoding, started, strict=strict, **how)
         if overflow == "drop" and isinstance(question, str):
             request = self._answerer.drop_until_fit(request, question, self.system)
         self._left_state()

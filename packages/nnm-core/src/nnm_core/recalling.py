@@ -113,7 +113,9 @@ class Recall:
     def _placed(self, memory: Memory) -> PlacedState | None:
         state = self._collection.find_state(memory)
         left = self._left()
-        return place(self._model, state, left.length) if state is not None and state.left == left.name else None
+        if state is None or state.left != left.name or state.origin.first_layer:
+            return None
+        return place(self._model, state, left.length)
 
     def _read(self, text: str) -> PlacedState:
         left = self._left()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import groupby
 
 import torch
@@ -63,14 +64,16 @@ def keep_read(tree: StateTree, plan: Plan, cache: PlacedCache, *, pin: bool = Fa
         pin: keep it there whatever else is used.
     """
     points: frozenset[str] = frozenset()
-    origin = NATIVE
+    behind = NATIVE
     for step in plan.steps[:-1]:
         if step.action == "composed":
             return
         if step.segment.memory is not None:
             points |= {point_of(step)}
+        origin = behind
         if step.state is not None and not step.state.origin.lossless:
-            origin = Origin(step.state.origin.codec, lossless=False)
+            origin = replace(step.state.origin, nbytes=0, recomputed=0)
+            behind = replace(origin, first_layer=0)
         if not tree.holds(step.name, lossless=origin.lossless):
             tree.put(Node(_slice(cache, step, origin), points), pin=pin)
         elif pin:

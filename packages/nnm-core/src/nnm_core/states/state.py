@@ -35,12 +35,14 @@ class Origin:
         lossless: whether it gives the same greedy tokens as reading.
         nbytes: stored bytes that were read for it.
         recomputed: tokens of which all or some layers were computed again.
+        first_layer: layers below this one have no state; there the tokens are masked.
     """
 
     codec: str = "native"
     lossless: bool = True
     nbytes: int = 0
     recomputed: int = 0
+    first_layer: int = 0
 
 
 NATIVE = Origin()

@@ -27,8 +27,9 @@ _CHANNELS = 64
 class ResidualCodec:
     """Width bytes a token, and the scales; decoding computes the layers above (and below) again.
 
-    With ``lower="recompute"`` that costs as much as reading. Largest error: half a step of 8 bits in the residual
-    stream, (max - min) / 255 / 2 of each 64 channels; what the layers above make of it is measured, not bounded.
+    With ``lower="recompute"`` that costs as much as reading; with ``lower="masked"`` the memory is not seen in the
+    layers below, which saves their part of the time and costs quality. Largest error: half a step of 8 bits in the
+    residual stream, (max - min) / 255 / 2 of each 64 channels; what the layers above make of it is measured, not bounded.
     """
 
     lossless = False
@@ -46,6 +47,10 @@ class ResidualCodec:
         if self.residual_layer is None:
             self.residual_layer = max(1, model.layers // 2)
         check_upper(model, self.residual_layer)
+        if self.lower == "masked" and not model.intervenes:
+            raise InvalidInputError(
+                f"The lower layers of {model.name} cannot be masked.", hint="Use lower=recompute, or another codec."
+            )
 
     def bytes_per_token(self, model: LoadedModel, tokens: int = TYPICAL_TOKENS) -> float:
         """See `Codec`."""
@@ -87,5 +92,6 @@ class ResidualCodec:
             left=left,
             lower=self.lower == "recompute",
         )
-        origin = Origin(self.name, lossless=False, nbytes=size, recomputed=len(ids))
+        first = self.residual_layer if self.lower == "masked" else 0
+        origin = Origin(self.name, lossless=False, nbytes=size, recomputed=len(ids), first_layer=first)
         return State(ids, state.start, state.left, state.layers, origin=origin)
