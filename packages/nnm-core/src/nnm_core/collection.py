@@ -224,7 +224,7 @@ class Collection:
         self.whitening = Whitening.from_arrays(load_arrays(saved)) if fits else Whitening.identity(self.dim)
         # The word side is kept whole: another release's defaults must not mix with what is in the index.
         words = self.journal.get_setting("sparse")
-        self.sparse = SparseEncoder(self.model.tokenizer, SparseSettings(**words) if words else None)
+        self.sparse = SparseEncoder(self.model.tokenizer, SparseSettings.from_dict(words) if words else None)
         if words is None:
             self.journal.set_setting("sparse", self.sparse.settings.to_dict())
         search = self.journal.get_setting("search")

@@ -1,8 +1,10 @@
 """Sparse vectors: the words and token pieces of a text as weighted ids; BM25 on the document side, IDF in the index.
 
 A text is Unicode-normalised (NFKC, case folded) and cut into words. Each word is stemmed and hashed into a stable
-31-bit id. A word that the model's tokenizer needs several pieces for also gives its pieces, with a small weight, so
-that unknown names still match in part. Scripts without blanks between words give pairs of neighbouring characters.
+31-bit id. Its runs of a few characters (McNamee & Mayfield 2004) are terms of a small weight beside it, so that
+inflections, compounds, rare names and misspellings still match in part; so may the pieces that the model's tokenizer
+cuts a word into. Scripts without blanks between words give pairs of neighbouring characters. The words of a headline
+(a short first line above others) count once more.
 The document weight is BM25's saturated term frequency,
 
     w(t, d) = tf (k1 + 1) / (tf + k1 (1 - b + b |d| / avgdl)),
@@ -19,7 +21,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
@@ -33,6 +35,8 @@ from nnm_core.storage.index import SparseVector
 _ENGLISH = """a an and are as at be but by for if in into is it no not of on or such that the their then there these
     they this to was will with"""
 ENGLISH_STOP_WORDS = frozenset(_ENGLISH.split())
+# Characters; a longer first line is a paragraph.
+_LONGEST_HEADLINE = 250
 _WORD = re.compile(r"\w+(?:'\w+)*", re.UNICODE)
 # Ideographs, kana, and the South-East Asian scripts that are written without blanks.
 _UNSPACED = re.compile(
@@ -51,6 +55,9 @@ class SparseSettings:
         b: strength of the length normalisation.
         average_length: mean number of words of the collection's documents.
         piece_weight: weight of the model's token pieces of words that it has no single token for; 0 leaves them out.
+        gram_weight: weight of the runs of characters within words; 0 leaves them out.
+        gram_size: length of such a run, the word's two borders counted as characters.
+        headline: how many times more the words of a headline count.
     """
 
     stemmer: str | None = "english"
@@ -58,16 +65,26 @@ class SparseSettings:
     k1: float = 1.5
     b: float = 0.75
     average_length: float = 100.0
-    piece_weight: float = 0.25
+    piece_weight: float = 0.0
+    gram_weight: float = 0.1
+    gram_size: int = 4
+    headline: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop_words", frozenset(self.stop_words))
         if self.k1 < 0 or not 0 <= self.b <= 1 or self.average_length <= 0 or self.piece_weight < 0:
             raise InvalidInputError("Sparse settings out of range.", hint="k1 >= 0, 0 <= b <= 1, average_length > 0.")
+        if self.gram_weight < 0 or self.gram_size < 2 or self.headline < 0:
+            raise InvalidInputError("Sparse settings out of range.", hint="gram_size >= 2, no negative weights.")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-like values; `SparseSettings(**values)` reads them back."""
+        """JSON-like values; `from_dict` reads them back."""
         return {**asdict(self), "stop_words": sorted(self.stop_words)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SparseSettings:
+        """What `to_dict` gave; what a release had no name for yet is off, as it was in the vectors that it made."""
+        return cls(**{"gram_weight": 0.0, "headline": 0, **values})
 
 
 class SparseEncoder:
@@ -93,7 +110,7 @@ class SparseEncoder:
 
     def length(self, text: str) -> int:
         """The number of words that count for |d| and avgdl."""
-        return sum(1 for _ in self._words(text))
+        return sum(1 for _ in self._words(self._with_headline(text)))
 
     def average_length(self, texts: Sequence[str]) -> float:
         """The mean of `length` over texts, at least 1."""
@@ -101,13 +118,13 @@ class SparseEncoder:
 
     def document(self, text: str) -> SparseVector:
         """BM25 term weights of a document (IDF left to the index)."""
-        counts, length = self._counts(text)
+        counts, length = self._counts(self._with_headline(text))
         settings = self.settings
         norm = settings.k1 * (1 - settings.b + settings.b * length / settings.average_length)
         return _vector({key: tf * (settings.k1 + 1) / (tf + norm) for key, (tf, _) in counts.items()})
 
     def query(self, text: str) -> SparseVector:
-        """Term counts of a query; pieces carry `piece_weight`."""
+        """Term counts of a query; pieces and runs of characters carry their weight."""
         counts, _ = self._counts(text)
         return _vector({key: tf * weight for key, (tf, weight) in counts.items()})
 
@@ -119,6 +136,13 @@ class SparseEncoder:
             for key, weight in self._word_ids(word):
                 counts[key] = (counts.get(key, (0, 0.0))[0] + times, weight)
         return counts, words.total()
+
+    def _with_headline(self, text: str) -> str:
+        """The text with its headline, if it has one, put before it once more."""
+        first, _, rest = text.strip().partition("\n")
+        if not rest or len(first) > _LONGEST_HEADLINE:
+            return text
+        return "\n".join([first] * self.settings.headline + [text])
 
     def _words(self, text: str) -> Iterator[str]:
         stop = self.settings.stop_words
@@ -135,7 +159,15 @@ class SparseEncoder:
             pieces = self._tokenizer(" " + word, add_special_tokens=False)["input_ids"]
             if len(pieces) > 1:
                 found += [(term_id("t", str(piece)), weight) for piece in sorted(set(pieces))]
-        return tuple(found)
+        return tuple(found + self._grams(word))
+
+    def _grams(self, word: str) -> list[tuple[int, float]]:
+        """The runs of characters of a word that is longer than one run."""
+        size, bordered = self.settings.gram_size, f" {word} "
+        if self.settings.gram_weight == 0 or len(bordered) <= size:
+            return []
+        runs = (bordered[start : start + size] for start in range(len(bordered) - size + 1))
+        return [(term_id("g", run), self.settings.gram_weight) for run in dict.fromkeys(runs)]
 
 
 def term_id(kind: str, term: str) -> int:
