@@ -35,12 +35,23 @@ Tell = Callable[[str], None]
 
 @dataclass
 class StateSide:
-    """Makes states of documents behind the canonical left context and asks them about queries."""
+    """Makes states of documents behind the canonical left context and asks them about queries.
+
+    Attributes:
+        model: that makes the states.
+        documents: id -> text.
+        tokens_per_block: of documents whose states are in memory at the same time.
+        tokens_per_pass: of one forward pass.
+        keep: states of `documents` stay in memory once they are made: for a device whose memory holds them all.
+        kept: those states, by text.
+    """
 
     model: LoadedModel
     documents: Mapping[str, str]
     tokens_per_block: int = 1 << 17
     tokens_per_pass: int = 4096
+    keep: bool = False
+    kept: dict[str, StateView] = field(default_factory=dict)
     left: PlacedState = field(init=False)
     format: PromptFormat = field(init=False)
 
@@ -52,17 +63,23 @@ class StateSide:
     def states(self, texts: Sequence[str]) -> list[StateView]:
         """Placed states of texts, in order; a text too long for the model is read as far as it fits (7/8 of it)."""
         room = self.model.context_limit * 7 // 8 - self.left.length
-        rows = [self.format.memory_ids(text)[:room] for text in texts]
-        made: dict[int, StateView] = {}
+        missing = [text for text in dict.fromkeys(texts) if text not in self.kept]
+        rows = [self.format.memory_ids(text)[:room] for text in missing]
+        made: dict[str, StateView] = {}
         for batch in padded_batches([len(row) for row in rows], self.tokens_per_pass):
             states = capture(self.model, [rows[i] for i in batch], self.left)
-            made.update((i, place(self.model, s, self.left.length)) for i, s in zip(batch, states, strict=True))
-        return [made[index] for index in range(len(rows))]
+            made.update((missing[i], place(self.model, s, self.left.length)) for i, s in zip(batch, states, strict=True))
+        if self.keep:
+            own = set(self.documents.values())
+            self.kept.update((text, state) for text, state in made.items() if text in own)
+        return [made[text] if text in made else self.kept[text] for text in texts]
 
     def gather(
         self, candidates: Rankings, queries: Mapping[str, str], reranker: StateReranker, tell: Tell
     ) -> dict[str, dict[str, Evidence]]:
-        """Evidence of every (query, candidate) pair, document by document."""
+        """Evidence of every (query, candidate) pair, document by document, or query by query where states are kept."""
+        if self.keep:
+            return self._gather_kept(candidates, queries, reranker, tell)
         asking: dict[str, list[str]] = {}
         for query, ranking in candidates.items():
             for name, _ in ranking:
@@ -78,12 +95,25 @@ class StateSide:
             tell(f"states asked: {done} of {len(asking)} documents")
         return found
 
+    def _gather_kept(
+        self, candidates: Rankings, queries: Mapping[str, str], reranker: StateReranker, tell: Tell
+    ) -> dict[str, dict[str, Evidence]]:
+        names = list(dict.fromkeys(name for ranking in candidates.values() for name, _ in ranking))
+        self.states([self.documents[name] for name in names])
+        tell(f"states of {len(names)} documents are in memory")
+        return {
+            query: reranker.evidence(queries[query], {n: self.kept[self.documents[n]] for n, _ in ranking})
+            for query, ranking in candidates.items()
+        }
+
     def trials(
         self, labels: Sequence[SelfLabel], rankings: Sequence[Ranking], settings: RerankSettings, tell: Tell
     ) -> list[RerankTrial]:
         """Re-ranking trials: per own sentence the ranking's documents and the one without the sentence."""
         reranker = StateReranker(self.model, self.left, settings, all_heads=True)
         names = list(self.documents)
+        if self.keep:
+            self.states([self.documents[name] for ranking in rankings for name, _ in ranking])
         trials: list[RerankTrial] = []
         for number, (label, ranking) in enumerate(zip(labels, rankings, strict=True), start=1):
             gold = names[label.document]
@@ -152,10 +182,23 @@ def as_run(rankings: Rankings) -> dict[str, dict[str, float]]:
     return {query: dict(ranking) for query, ranking in rankings.items()}
 
 
-def encode_set(
-    data: RetrievalSet, model: LoadedModel, settings: EmbeddingSettings
-) -> tuple[KVEmbedder, Vectors, Vectors]:
-    """The embedder and raw vectors of all documents and all queries."""
-    embedder = KVEmbedder(model, settings)
-    documents = embedder.encode(list(data.documents.values()), "context")
-    return embedder, documents, embedder.encode(list(data.queries.values()), "query")
+@dataclass
+class EncodedSet:
+    """A set's raw dense vectors.
+
+    Attributes:
+        embedder: that made them.
+        documents: [documents, dim].
+        queries: [queries, dim].
+    """
+
+    embedder: KVEmbedder
+    documents: Vectors
+    queries: Vectors
+
+    @classmethod
+    def of(cls, data: RetrievalSet, model: LoadedModel, settings: EmbeddingSettings) -> EncodedSet:
+        """Encode all documents and all queries."""
+        embedder = KVEmbedder(model, settings)
+        documents = embedder.encode(list(data.documents.values()), "context")
+        return cls(embedder, documents, embedder.encode(list(data.queries.values()), "query"))
