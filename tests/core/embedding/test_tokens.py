@@ -11,7 +11,7 @@ from nnm_core.embedding.tokens import SparseEncoder, SparseSettings, term_id
 from nnm_core.errors import InvalidInputError
 from nnm_core.storage.index import SparseVector
 
-WORDS = SparseSettings(stemmer=None, stop_words=frozenset(), piece_weight=0.0)
+WORDS = SparseSettings(stemmer=None, stop_words=frozenset(), gram_weight=0.0)
 
 
 def weights(vector: SparseVector) -> dict[int, float]:
@@ -23,7 +23,7 @@ def terms(text: str, settings: SparseSettings = WORDS) -> set[int]:
 
 
 def test_document_weights_are_bm25s() -> None:
-    settings = SparseSettings(stemmer=None, stop_words=frozenset(), k1=1.2, b=0.75, average_length=4, piece_weight=0)
+    settings = SparseSettings(stemmer=None, stop_words=frozenset(), k1=1.2, b=0.75, average_length=4, gram_weight=0)
     got = weights(SparseEncoder(None, settings).document("red red blue green blue red"))
     for word, tf in Counter(["red", "red", "blue", "green", "blue", "red"]).items():
         expected = tf * 2.2 / (tf + 1.2 * (0.25 + 0.75 * 6 / 4))
@@ -66,10 +66,10 @@ def test_words_are_whole() -> None:
 
 
 def test_stemming_and_stop_words() -> None:
-    english = SparseSettings(piece_weight=0.0)
+    english = SparseSettings(gram_weight=0.0)
     assert terms("the collections of bins", english) == terms("collection bin", english)
-    assert terms("die Häuser", SparseSettings(stemmer="german", piece_weight=0)) >= terms(
-        "häuser", SparseSettings(stemmer="german", piece_weight=0)
+    assert terms("die Häuser", SparseSettings(stemmer="german", gram_weight=0)) >= terms(
+        "häuser", SparseSettings(stemmer="german", gram_weight=0)
     )
     with pytest.raises(InvalidInputError, match="klingon"):
         SparseEncoder(None, SparseSettings(stemmer="klingon"))
@@ -82,7 +82,7 @@ def test_scripts_without_blanks_match_by_pairs() -> None:
 
 
 def test_pieces_let_unknown_words_match_in_part_with_less_weight() -> None:
-    encoder = SparseEncoder(byte_tokenizer(), SparseSettings(stemmer=None, piece_weight=0.25))
+    encoder = SparseEncoder(byte_tokenizer(), SparseSettings(stemmer=None, piece_weight=0.25, gram_weight=0))
     query = weights(encoder.query("zyx"))
     assert query.pop(term_id("w", "zyx")) == 1.0
     assert set(query.values()) == {0.25}
@@ -116,3 +116,41 @@ def test_settings_survive_a_mapping() -> None:
     assert SparseSettings(**settings.to_dict()) == settings
     with pytest.raises(InvalidInputError, match="range"):
         SparseSettings(b=2)
+
+
+def test_runs_of_characters_match_inflections_and_misspellings_with_less_weight() -> None:
+    encoder = SparseEncoder(None, SparseSettings(stemmer=None, gram_weight=0.1))
+    query = weights(encoder.query("hypertension"))
+    assert query.pop(term_id("w", "hypertension")) == 1.0
+    assert set(query) == {term_id("g", f" {'hypertension'} "[i : i + 4]) for i in range(11)}
+    assert set(query.values()) == {np.float32(0.1)}
+    assert len(set(query) & set(weights(encoder.document("hypertensive hyptertension")))) >= 8
+
+
+def test_short_words_and_pairs_of_ideographs_have_no_runs() -> None:
+    assert len(SparseEncoder(None, SparseSettings(stemmer=None)).query("il 東京")) == 2
+
+
+def test_a_headline_counts_once_more() -> None:
+    settings = SparseSettings(stemmer=None, gram_weight=0, b=0, k1=1.0)
+    encoder = SparseEncoder(None, settings)
+    found = weights(encoder.document("Owls\nThey hunt mice."))
+    assert found[term_id("w", "owls")] > found[term_id("w", "mice")]
+    assert encoder.length("Owls\nThey hunt mice.") == 4
+    plain = weights(encoder.document("Owls hunt mice."))
+    assert plain[term_id("w", "owls")] == plain[term_id("w", "mice")]
+    paragraphs = weights(encoder.document("owls " * 80 + "\nmice"))
+    assert paragraphs == weights(encoder.document("owls " * 80 + " mice"))
+
+
+def test_expected_words_join_the_query() -> None:
+    encoder = SparseEncoder(None, SparseSettings(gram_weight=0))
+    found = weights(encoder.query("bins", {"collection": 0.25, "bin": 0.5}))
+    assert found == {term_id("w", "bin"): 1.5, term_id("w", "collect"): 0.25}
+
+
+def test_what_an_older_release_did_not_know_stays_off() -> None:
+    old = {key: value for key, value in SparseSettings().to_dict().items() if key not in ("gram_weight", "headline")}
+    assert SparseSettings.from_dict(old).gram_weight == 0
+    assert SparseSettings.from_dict(old).headline == 0
+    assert SparseSettings.from_dict(SparseSettings().to_dict()) == SparseSettings()

@@ -26,7 +26,7 @@ def silent(_: str) -> None:
 
 
 def sparse_side() -> SparseSide:
-    return SparseSide.of(DOCUMENTS, SparseEncoder(None, SparseSettings(piece_weight=0)))
+    return SparseSide.of(DOCUMENTS, SparseEncoder(None, SparseSettings(gram_weight=0)))
 
 
 def test_top_is_sorted_and_breaks_ties_by_name() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.core.families import byte_tokenizer, make
 
@@ -35,28 +36,52 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "model", data
 
 
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
 @pytest.mark.slow
 def test_the_program_writes_every_arm_with_its_metrics_and_what_was_chosen(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     model, data = folders
-    out = tmp_path / "retrieval.json"
-    command = [sys.executable, PROGRAM, "--model", model, "--data", data, "--json", out, "--no-baselines"]
-    options = ["--device", "cpu", "--labels", "6", "--trial-depth", "4", "--depth", "5", "--layers", "profile"]
-    run = subprocess.run([*map(str, command), *options], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    out, runs, evidence = tmp_path / "retrieval.json", tmp_path / "runs.json.gz", tmp_path / "evidence.npz"
+    small = ["--labels", 6, "--trial-depth", 4, "--depth", 5, "--subset", "3x8", "--keep-states"]
+    saved = ["--save-runs", runs, "--save-evidence", evidence, "--json", out]
+    done = run(
+        PROGRAM, data, "--model", model, "--device", "cpu", "--layers", "profile", "--baselines", "bm25", *small, *saved
+    )
+    assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
-    assert {"sparse", "dense off", "dense one-pass whitened", "hybrid", "attention alone"} <= set(result["arms"])
+    expected = {"bm25s (stemmed)", "sparse", "sparse + LM-head expansion", "dense off", "dense one-pass, whitened"}
+    assert expected | {"hybrid", "hybrid + tokens", "attention alone", "dense, 8 bits"} <= set(result["arms"])
     for metrics in result["arms"].values():
         assert {"ndcg@10", "recall@100", "mrr@10"} <= set(metrics)
         assert metrics["ndcg@10_interval"][0] <= metrics["ndcg@10"] <= metrics["ndcg@10_interval"][1]
     assert result["arms"]["sparse"]["ndcg@10"] == 1.0
-    assert result["config"]["rerank"]["weights"]["first"] == 1.0
-    assert len(result["config"]["layer_profile"]["rows"]) == 4
-    assert "sparse" in run.stdout
+    assert result["arms"]["sparse"]["ndcg@10_minus_bm25s (stemmed)"]["count"] == 4
+    assert {"whitening", "re-routing in one pass", "8 bits, dense", "both"} <= set(result["ablation"])
+    full, small_set = result["config"]["sets"].values()
+    assert (full["documents"], small_set["documents"], small_set["queries"]) == (12, 8, 3)
+    assert full["rerank"]["weights"]["first"] == 1.0
+    assert len(full["layer_profile"]["rows"]) == 4
+    assert list(result["sets"]) == ["data/test[3x8]"]
+    assert "LM-head expansion" in done.stdout
+    with np.load(evidence) as arrays:
+        assert arrays["qowl/attention"].shape == (len(arrays["qowl/names"]), 4 * 4)
+
+    again = tmp_path / "again.json"
+    replayed = run(PROGRAM, data, "--runs", runs, "--baselines", "bm25", "--subset", "3x8", "--json", again)
+    assert replayed.returncode == 0, replayed.stderr
+    assert json.loads(again.read_text())["arms"] == result["arms"]
 
 
-def test_the_data_must_be_named(tmp_path: Path) -> None:
-    run = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, text=True, check=False)
-    assert run.returncode == 2
-    assert "--data" in run.stderr
+def test_wrong_use_is_explained(tmp_path: Path) -> None:
+    missing = run(PROGRAM)
+    assert missing.returncode == 2
+    assert "DATA" in missing.stderr
+    nowhere = run(PROGRAM, tmp_path)
+    assert nowhere.returncode == 1
+    assert "corpus.jsonl" in nowhere.stderr
+    pool = run(PROGRAM, tmp_path, "--routes", "sideways")
+    assert pool.returncode != 0

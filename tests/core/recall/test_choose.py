@@ -20,7 +20,7 @@ TEXTS = [
     for place in ("river", "mill")
     for food in ("mice", "berries", "fish")
 ]
-SPARSE = SparseEncoder(None, SparseSettings(piece_weight=0))
+SPARSE = SparseEncoder(None, SparseSettings(gram_weight=0))
 
 
 def test_a_random_models_vectors_get_no_more_say_than_they_earn() -> None:

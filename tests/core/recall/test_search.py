@@ -28,7 +28,7 @@ class ExactIndex:
     """Holds everything in dictionaries and notes what it was asked."""
 
     def __init__(self) -> None:
-        self.encoder = SparseEncoder(None, SparseSettings(piece_weight=0.0))
+        self.encoder = SparseEncoder(None, SparseSettings(gram_weight=0))
         self.dense = {"bins": [1.0, 0.0], "bus": [0.0, 1.0], "cat": [0.6, 0.8]}
         self.calls: list[tuple[str, int, Any]] = []
 

@@ -24,7 +24,7 @@ NAMES = [f"d{i}" for i in range(8)]
 
 
 def encoder() -> SparseEncoder:
-    return SparseEncoder(None, SparseSettings(stemmer=None, stop_words=frozenset(), piece_weight=0))
+    return SparseEncoder(None, SparseSettings(stemmer=None, stop_words=frozenset(), gram_weight=0))
 
 
 def test_exact_scores_are_bm25_with_the_idf_of_the_index() -> None:

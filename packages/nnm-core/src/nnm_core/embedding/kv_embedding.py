@@ -132,6 +132,10 @@ class KVEmbedder:
         """Residual states, one [rows, longest, dim] a layer boundary (embedding first), re-routing active."""
         return self._forward(batch, all_layers=True)
 
+    def last_states(self, batch: Sequence[Window]) -> Tensor:
+        """Final states [rows, longest, dim], behind the last norm: what a language-model head reads."""
+        return self._forward(batch, all_layers=False)[-1]
+
     @torch.inference_mode()
     def _encode_batch(self, batch: Sequence[Window]) -> Tensor:
         layer = self.settings.hidden_layer % self._depth

@@ -123,10 +123,23 @@ class SparseEncoder:
         norm = settings.k1 * (1 - settings.b + settings.b * length / settings.average_length)
         return _vector({key: tf * (settings.k1 + 1) / (tf + norm) for key, (tf, _) in counts.items()})
 
-    def query(self, text: str) -> SparseVector:
-        """Term counts of a query; pieces and runs of characters carry their weight."""
+    def query(self, text: str, expected: Mapping[str, float] | None = None) -> SparseVector:
+        """Term counts of a query; pieces and runs of characters carry their weight.
+
+        Args:
+            text: the query.
+            expected: further words with their weights, as `nnm_core.embedding.expansion` finds them.
+        """
         counts, _ = self._counts(text)
-        return _vector({key: tf * weight for key, (tf, weight) in counts.items()})
+        weights = {key: tf * weight for key, (tf, weight) in counts.items()}
+        for word, weight in (expected or {}).items():
+            for key in self.term_of(word):
+                weights[key] = weights.get(key, 0.0) + weight
+        return _vector(weights)
+
+    def term_of(self, word: str) -> tuple[int, ...]:
+        """The ids of a word as a whole, without pieces and runs; of every word if it is several."""
+        return tuple(term_id("w", self._stem(part)) for part in self._words(word))
 
     def _counts(self, text: str) -> tuple[dict[int, tuple[int, float]], int]:
         """Per id how often it occurs and what it weighs in a query; and the number of words."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,31 @@ BM25 = "bm25s (stemmed)"
 MINILM = "MiniLM"
 
 
-def rankings(data: RetrievalSet, limit: int) -> dict[str, dict[str, Ranking]]:
-    """Per baseline, per query the best `limit` documents."""
-    words, meaning = bm25(data, limit), minilm(data, limit)
-    both: dict[str, Ranking] = {
-        query: [
-            (hit.id, hit.score)
-            for hit in fuse(
-                {"words": words[query], "meaning": meaning[query]}, {"words": 1.0, "meaning": 1.0}, method="rrf"
-            )[:limit]
-        ]
-        for query in data.queries
-    }
-    return {BM25: words, MINILM: meaning, "BM25 + MiniLM (RRF)": both}
+BOTH = "BM25 + MiniLM (RRF)"
+
+
+def rankings(
+    data: RetrievalSet, limit: int, which: Sequence[str] = ("bm25", "minilm")
+) -> dict[str, dict[str, Ranking]]:
+    """Per baseline, per query the best `limit` documents; their fusion too if both are asked for."""
+    found: dict[str, dict[str, Ranking]] = {}
+    if "bm25" in which:
+        found[BM25] = bm25(data, limit)
+    if "minilm" in which:
+        found[MINILM] = minilm(data, limit)
+    if len(found) == 2:
+        found[BOTH] = together(found[BM25], found[MINILM], limit)
+    return found
+
+
+def together(words: Mapping[str, Ranking], meaning: Mapping[str, Ranking], limit: int) -> dict[str, Ranking]:
+    """Reciprocal-rank fusion of two baselines, query by query."""
+    both: dict[str, Ranking] = {}
+    for query, ranking in words.items():
+        parts = {"words": ranking, "meaning": meaning[query]}
+        hits = fuse(parts, {"words": 1.0, "meaning": 1.0}, method="rrf")[:limit]
+        both[query] = [(hit.id, hit.score) for hit in hits]
+    return both
 
 
 def bm25(data: RetrievalSet, limit: int) -> dict[str, Ranking]:

@@ -68,7 +68,9 @@ class StateSide:
         made: dict[str, StateView] = {}
         for batch in padded_batches([len(row) for row in rows], self.tokens_per_pass):
             states = capture(self.model, [rows[i] for i in batch], self.left)
-            made.update((missing[i], place(self.model, s, self.left.length)) for i, s in zip(batch, states, strict=True))
+            made.update(
+                (missing[i], place(self.model, s, self.left.length)) for i, s in zip(batch, states, strict=True)
+            )
         if self.keep:
             own = set(self.documents.values())
             self.kept.update((text, state) for text, state in made.items() if text in own)

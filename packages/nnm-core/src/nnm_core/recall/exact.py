@@ -82,9 +82,9 @@ class SparseSide:
         encoder = encoder.with_average_length(encoder.average_length(list(documents.values())))
         return cls(list(documents), encoder, ExactSparse([encoder.document(text) for text in documents.values()]))
 
-    def rank(self, text: str, limit: int) -> Ranking:
-        """Best documents that share a term with the text."""
-        found = top(self.scorer.scores(self.encoder.query(text)), self.names, limit)
+    def rank(self, text: str, limit: int, *, expected: Mapping[str, float] | None = None) -> Ranking:
+        """Best documents that share a term with the text or with the words that are `expected` in it."""
+        found = top(self.scorer.scores(self.encoder.query(text, expected)), self.names, limit)
         return [(name, score) for name, score in found if score > 0]
 
     def trial(self, label: SelfLabel, limit: int) -> Ranking:
@@ -127,6 +127,13 @@ class DenseSide:
             scores[label.document] = rest @ query
             rankings.append(_with_gold(scores, self.names, label.document, limit))
         return rankings
+
+
+def eight_bits(vectors: Vectors) -> Vectors:
+    """Vectors [n, dim] as one signed byte a number and one scale a vector would give them back."""
+    scale = np.abs(vectors).max(axis=1, keepdims=True).clip(min=1e-12) / 127
+    rounded: Vectors = (np.round(vectors / scale) * scale).astype(np.float32)
+    return rounded
 
 
 def _with_gold(scores: NDArray[np.floating], names: Sequence[str], gold: int, limit: int) -> Ranking:

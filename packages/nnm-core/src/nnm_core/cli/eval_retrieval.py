@@ -1,0 +1,247 @@
+"""``nnm eval retrieval``: how well are the right memories found, by every part alone and by all together?"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from nnm_core.cli import session as shared
+from nnm_core.cli.output import owns_stdout, stderr, stdout
+from nnm_core.errors import InvalidInputError
+from nnm_core.evaluation.report import plain, quiet_libraries, write_json
+
+if TYPE_CHECKING:
+    from nnm_core.evaluation.datasets import RetrievalSet
+    from nnm_core.evaluation.retrieval import Rankings
+    from nnm_core.evaluation.retrieval_experiment import RetrievalOptions
+    from nnm_core.evaluation.retrieval_report import ArmResult
+    from nnm_core.evaluation.statistics import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    model: str
+    device: str | None
+    dtype: str | None
+
+
+Runs = dict[str, dict[str, "Rankings"]]
+_PIPE_WIDTH = 140
+
+
+def register(group: typer.Typer) -> None:
+    """Put the command into ``nnm eval``."""
+    group.command("retrieval")(retrieval)
+
+
+def retrieval(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder in BEIR's layout: corpus, queries, qrels.")],
+    model: shared.ModelOption = shared.DEFAULT_MODEL,
+    device: shared.DeviceOption = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 ...; chosen for you if left out.")] = None,
+    split: Annotated[str, typer.Option(help="Which judgements: qrels/SPLIT.tsv.")] = "test",
+    subset: Annotated[
+        str | None, typer.Option(metavar="QxD", help="Also a small pool: Q queries, their documents filled up to D.")
+    ] = None,
+    only_subset: Annotated[bool, typer.Option("--only-subset", help="The small pool and not the full set.")] = False,
+    queries: Annotated[int | None, typer.Option(help="Only the first so many queries, on all documents.")] = None,
+    routes: Annotated[str, typer.Option(help="Dense vectors: of off, two-pass, one-pass.")] = "off,two-pass,one-pass",
+    layers: Annotated[str, typer.Option(help="Re-routed layers: default, profile (chosen), or like 7,8.")] = "default",
+    labels: Annotated[int, typer.Option(help="Own sentences that choices are made on.")] = 100,
+    trial_depth: Annotated[int, typer.Option(help="Candidates of each own sentence.")] = 10,
+    depth: Annotated[int, typer.Option(help="Candidates that are re-ranked.")] = 50,
+    heads: Annotated[int, typer.Option(help="Attention heads that count.")] = 8,
+    cue: Annotated[str, typer.Option(help="Text before the query in re-ranking.")] = "",
+    batch: Annotated[int, typer.Option(help="Tokens of a forward pass.")] = 4096,
+    expansion: Annotated[int, typer.Option(help="Words that the language-model head adds to a query.")] = 30,
+    baselines: Annotated[str, typer.Option(help="Of bm25 and minilm; empty for none.")] = "bm25,minilm",
+    rerank: Annotated[bool, typer.Option(help="Read queries over stored states.")] = True,
+    tokens: Annotated[bool, typer.Option(help="Measure the token level.")] = True,
+    keep_states: Annotated[bool, typer.Option("--keep-states", help="Hold all states in the device's memory.")] = False,
+    save_runs: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all rankings (.json.gz).")] = None,
+    save_evidence: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what the states say of each candidate (.npz)."),
+    ] = None,
+    runs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Rankings saved before; only missing baselines are run.")
+    ] = None,
+    json: shared.JsonOption = None,
+) -> None:
+    """Measure recall on a public set: nDCG@10, recall@100 and MRR@10, with paired differences to BM25 and MiniLM.
+
+    Whatever has to be chosen is chosen on sentences of the documents; no judgement is used but for the final figures.
+    """
+    from nnm_core.evaluation.datasets import load_beir
+    from nnm_core.evaluation.retrieval_experiment import RetrievalOptions
+
+    quiet_libraries()
+    started = time.perf_counter()
+    full = load_beir(data, split)
+    if queries:
+        full = full.subset(queries, len(full.documents))
+    sets = _sets(full, subset, only_subset=only_subset)
+    options = RetrievalOptions(
+        routes=_of(routes, ("off", "two-pass", "one-pass"), "--routes"),
+        layers=layers,
+        labels=labels,
+        trial_depth=trial_depth,
+        depth=depth,
+        heads=heads,
+        cue=cue,
+        batch=batch,
+        baselines=_of(baselines, ("bm25", "minilm"), "--baselines"),
+        rerank=rerank,
+        tokens=tokens,
+        expansion=expansion,
+        keep_states=keep_states,
+        all_heads=save_evidence is not None,
+    )
+    tell = _teller(started)
+    if runs is not None:
+        made, config = _replayed(sets, runs, options, tell)
+    else:
+        made, config = _made(sets, _Reader(model, device, dtype), options, tell, save_evidence)
+    if save_runs is not None:
+        from nnm_core.evaluation.retrieval_report import save_runs as write_runs
+
+        write_runs(save_runs, made, plain(config))
+    config["seconds"] = round(time.perf_counter() - started, 1)
+    write_json(json, _report(sets, made, config, quiet=owns_stdout(json)))
+
+
+def _sets(full: RetrievalSet, subset: str | None, *, only_subset: bool) -> list[RetrievalSet]:
+    if subset is None:
+        if only_subset:
+            raise typer.BadParameter("say which pool with --subset 50x250", param_hint="--only-subset")
+        return [full]
+    sizes = re.fullmatch(r"(\d+)x(\d+)", subset)
+    if sizes is None:
+        raise typer.BadParameter("like 50x250: queries x documents", param_hint="--subset")
+    small = full.subset(int(sizes[1]), int(sizes[2]))
+    return [small] if only_subset else [full, small]
+
+
+def _of(given: str, known: Sequence[str], option: str) -> tuple[Any, ...]:
+    names = tuple(name.strip() for name in given.split(",") if name.strip())
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(known)}", param_hint=option)
+    return names
+
+
+def _teller(started: float) -> Callable[[str], None]:
+    return lambda text: stderr().print(f"[{time.perf_counter() - started:6.1f} s] {text}")
+
+
+def _made(
+    sets: Sequence[RetrievalSet],
+    reader: _Reader,
+    options: RetrievalOptions,
+    tell: Callable[[str], None],
+    save_evidence: Path | None,
+) -> tuple[Runs, dict[str, Any]]:
+    """Run the experiment on every set with one model and one store of states."""
+    from nnm_core.evaluation.benchmark import environment
+    from nnm_core.evaluation.retrieval_experiment import Experiment
+    from nnm_core.model.load import ModelSettings, load_model
+
+    tell(f"loading {reader.model}")
+    loaded = load_model(reader.model, ModelSettings(device=reader.device, dtype=reader.dtype))
+    runs: Runs = {}
+    config: dict[str, Any] = {**environment(loaded), "sets": {}}
+    states: dict[str, Any] = {}
+    for data in sets:
+        tell(f"{data.name}: {len(data.documents)} documents, {len(data.queries)} queries")
+        experiment = Experiment(data, loaded, options, tell, states)
+        experiment.run()
+        runs[data.name], config["sets"][data.name] = experiment.arms, experiment.config
+        if save_evidence is not None and data is sets[0]:
+            from nnm_core.evaluation.retrieval_report import save_evidence as write_evidence
+
+            write_evidence(save_evidence, experiment.evidence)
+    return runs, config
+
+
+def _replayed(
+    sets: Sequence[RetrievalSet], path: Path, options: RetrievalOptions, tell: Callable[[str], None]
+) -> tuple[Runs, dict[str, Any]]:
+    """Saved rankings, with the baselines that they lack."""
+    from nnm_core.evaluation import baselines
+    from nnm_core.evaluation.retrieval_experiment import LIMIT
+    from nnm_core.evaluation.retrieval_report import load_runs
+
+    saved, config = load_runs(path)
+    runs: Runs = {}
+    for data in sets:
+        if data.name not in saved:
+            raise InvalidInputError(f"{path} has no rankings of {data.name}.", hint=f"It has {', '.join(saved)}.")
+        arms = saved[data.name]
+        names = {"bm25": baselines.BM25, "minilm": baselines.MINILM}
+        missing = [short for short in options.baselines if names[short] not in arms]
+        if missing:
+            tell(f"baselines of {data.name}: {', '.join(missing)}")
+        found: dict[str, Rankings] = {**baselines.rankings(data, LIMIT, missing)}
+        arms = {**found, **arms}
+        if baselines.BM25 in arms and baselines.MINILM in arms and baselines.BOTH not in arms:
+            arms[baselines.BOTH] = baselines.together(arms[baselines.BM25], arms[baselines.MINILM], LIMIT)
+        runs[data.name] = arms
+    return runs, {**config, "runs": str(path)}
+
+
+def _report(sets: Sequence[RetrievalSet], runs: Runs, config: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """Print the tables; the JSON. The first set stands under ``arms``, further ones under ``sets``."""
+    from nnm_core.evaluation.retrieval_report import ablation, measured
+
+    found: dict[str, dict[str, Any]] = {}
+    for data in sets:
+        results = measured(data, runs[data.name])
+        steps = ablation(results)
+        found[data.name] = {"arms": {r.name: r.to_dict() for r in results}, "ablation": steps}
+        if not quiet:
+            console = stdout()
+            # In a pipe the console believes in 80 columns, which would break every name in two.
+            width = console.width if console.is_terminal else _PIPE_WIDTH
+            console.print(_arms_table(data, results), width=width, crop=False)
+            console.print(_steps_table(data, steps), width=width, crop=False)
+    first = found.pop(sets[0].name)
+    return {**first, "sets": found, "config": config}
+
+
+def _arms_table(data: RetrievalSet, results: Sequence[ArmResult]) -> Table:
+    references = list(dict.fromkeys(name for result in results for name in result.differences))
+    title = f"{data.name}: {len(data.documents)} documents, {len(data.queries)} queries"
+    table = Table(title=title, title_justify="left", caption="* p < 0.05, paired bootstrap over queries")
+    table.add_column("arm")
+    for name in ("nDCG@10", "95 %", *(f"to {name}" for name in references), "R@100", "MRR@10"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        own = result.interval
+        differences = [
+            _difference(result.differences[name]) if name in result.differences else "" for name in references
+        ]
+        figures = (f"{result.means['recall@100']:.3f}", f"{result.means['mrr@10']:.3f}")
+        table.add_row(result.name, f"{own.mean:.4f}", f"[{own.low:.3f}, {own.high:.3f}]", *differences, *figures)
+    return table
+
+
+def _steps_table(data: RetrievalSet, steps: dict[str, Interval]) -> Table:
+    table = Table(title=f"{data.name}: what each step brings (nDCG@10)", title_justify="left")
+    table.add_column("step")
+    table.add_column("difference", justify="right")
+    table.add_column("95 %", justify="right", no_wrap=True)
+    table.add_column("p", justify="right")
+    for name, found in steps.items():
+        table.add_row(name, f"{found.mean:+.4f}", f"[{found.low:+.4f}, {found.high:+.4f}]", f"{found.p:.3f}")
+    return table
+
+
+def _difference(found: Interval) -> str:
+    return f"{found.mean:+.4f}{'*' if found.p < 0.05 else ' '}"
