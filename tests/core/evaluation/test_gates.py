@@ -384,3 +384,19 @@ def test_random_memories_do_not_answer(engine: NNM, tmp_path: Path) -> None:
     for one in (i for i in result.items if i.arm == "random"):
         assert len(one.given) == 1
         assert not contains_answer(texts[one.given[0]], one.case.golds)
+
+
+def test_answers_decoded_side_by_side_are_those_decoded_alone(engine: NNM, tmp_path: Path) -> None:
+    alone = qa_result(engine, tmp_path, k=2)
+    batched = qa_result(engine, tmp_path, k=2, batch=4)
+    assert batched.passed
+    assert [(i.arm, i.case.id) for i in batched.items] == [(i.arm, i.case.id) for i in alone.items]
+    before = {(i.arm, i.case.id): i for i in alone.items}
+    for one in batched.items:
+        other = before[one.arm, one.case.id]
+        assert one.answer.text == other.answer.text
+        assert one.answer.finish_reason == other.answer.finish_reason
+        mine, theirs = one.answer.receipt, other.answer.receipt
+        for name in ("tier", "tokens_read", "tokens_injected", "tokens_recomputed", "tokens_generated", "fallbacks"):
+            assert getattr(mine, name) == getattr(theirs, name)
+        assert mine.seconds_total > mine.seconds_to_first_token > 0

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from nnm_core.answering import Request
 from nnm_core.asking import AskFace
+from nnm_core.chat import bare_prompt
 from nnm_core.errors import InvalidInputError
 from nnm_core.injection.compose import Composer
 from nnm_core.injection.compose import composer as pick
 from nnm_core.injection.generate import DecodeSettings
 from nnm_core.injection.score import log_probabilities
 from nnm_core.model.prompt import PromptFormat, question_prompt
-from nnm_core.records import Hit, Memory, Mode, Policy, Receipt
+from nnm_core.records import Hit, Memory, Message, Mode, Policy, Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +64,34 @@ class ScoreFace(AskFace):
             InvalidInputError: an empty question, or a continuation without tokens.
             ContextOverflowError: prompt and continuation do not fit the model's context.
         """
-        started = time.perf_counter()
-        self._check_open()
-        if not question.strip():
-            raise InvalidInputError("The question is empty.", hint="Ask something.")
         rows = [self._format.text_ids(text) for text in continuations]
         if not rows or not all(rows):
             raise InvalidInputError("A continuation is empty.", hint="Give at least one, each with some text.")
-        hits = () if mode == "bare" else self._given(memories)
-        self._left_state()
-        request = Request(
-            question_prompt(question, [hit.memory for hit in hits], self.system),
-            hits,
-            mode,
-            policy,
-            DecodeSettings(max(map(len, rows))),
-            started,
-            composer=pick(composer),
-        )
+        request = self._request(question, memories, mode, policy, composer, max_tokens=max(map(len, rows)))
         made, receipt = self._answerer.prepared(request)
         return Scores(tuple(log_probabilities(self._answerer.model, made.cache, made.logits, rows)), receipt)
+
+    def _request(
+        self,
+        prompt: str | Sequence[Message],
+        memories: Sequence[str | Memory | Hit],
+        mode: Mode,
+        policy: Policy,
+        composer: str | Composer | None,
+        *,
+        max_tokens: int,
+    ) -> Request:
+        """A greedy request: a question in NNM's own layout with just these memories, or a chat prompt as it stands."""
+        started = time.perf_counter()
+        self._check_open()
+        hits: tuple[Hit, ...] = ()
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise InvalidInputError("The question is empty.", hint="Ask something.")
+            hits = () if mode == "bare" else self._given(memories)
+            messages = question_prompt(prompt, [hit.memory for hit in hits], self.system)
+        else:
+            messages = bare_prompt(prompt).messages
+        self._left_state()
+        decoding = DecodeSettings(max_tokens)
+        return Request(messages, hits, mode, policy, decoding, started, composer=pick(composer))

@@ -48,6 +48,9 @@ ItemsOption = Annotated[
 ]
 PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the result: .png, .svg or .pdf.")]
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer.")]
+BatchOption = Annotated[
+    int, typer.Option("--batch", min=1, help="Decode so many answers side by side: quicker, and the same answers.")
+]
 RetrieverOption = Annotated[
     str,
     typer.Option("--retriever", metavar="NAME", help="Of classic RAG: minilm, bm25, or a sentence-transformers name."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,9 +14,12 @@ from nnm_core.cli.eval_gate import GateRun, names_of, namespace_of, numbers_of, 
 from nnm_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from nnm_core.evaluation.datasets import QuestionSet
 
 HUB = "hub:"
+_NOT_TEXTS = ("arms", "batch", "composer", "max_tokens")
 HaystackOption = Annotated[
     Path, typer.Option("--data", metavar="PATH", help="Text to hide things in: a file or a folder of .txt and .md.")
 ]
@@ -45,6 +49,7 @@ def qa(
     limit: options.LimitOption = None,
     max_tokens: options.MaxTokensOption = 24,
     seed: options.SeedOption = 0,
+    batch: options.BatchOption = 1,
     arms: options.ArmsOption = None,
     composer: options.ComposerOption = None,
     model: shared.ModelOption = shared.DEFAULT_MODEL,
@@ -59,7 +64,8 @@ def qa(
     from nnm_core.evaluation.gates import qa as gate
 
     found = _questions(data, format, evidence, corpus)
-    settings = gate.QASettings(passages, k, limit, max_tokens, seed, names_of(arms), composer, _template(template))
+    prompt = _template(template)
+    settings = gate.QASettings(passages, k, limit, max_tokens, seed, batch, names_of(arms), composer, prompt)
     searchable = passages != gate.ORACLE
     namespace = namespace_of("qa", searchable, sorted(found.passages.items()))
     run = GateRun(model, device, quantize, work, json, items, plot)
@@ -78,6 +84,7 @@ def needle(
     pieces: Annotated[int, typer.Option(min=2, help="Memories that a document is cut into, composed.")] = 4,
     max_tokens: options.MaxTokensOption = 16,
     seed: options.SeedOption = 0,
+    batch: options.BatchOption = 1,
     arms: options.ArmsOption = None,
     composer: options.ComposerOption = None,
     model: shared.ModelOption = shared.DEFAULT_MODEL,
@@ -96,14 +103,14 @@ def needle(
 
     haystack = Haystack.of(data)
     sizes = numbers_of(lengths, "--lengths")
-    settings = gate.NeedleSettings(sizes, cases, depths, pieces, max_tokens, seed, names_of(arms), composer)
+    settings = gate.NeedleSettings(sizes, cases, depths, pieces, max_tokens, seed, batch, names_of(arms), composer)
 
     def whole(engine: Any, tell: Any) -> Any:
         longest = (gate.longest(engine, haystack),) if to_the_limit else ()
         return gate.run(engine, haystack, replace(settings, lengths=(*sizes, *longest)), tell=tell)
 
     run = GateRun(model, device, quantize, work, json, items, plot)
-    run.run(namespace_of("needle", settings, to_the_limit, haystack.sentences), whole)
+    run.run(namespace_of("needle", _texts_of(settings), to_the_limit, haystack.sentences), whole)
 
 
 def multi(
@@ -116,6 +123,7 @@ def multi(
     words: Annotated[int, typer.Option(min=0, help="Words of that text around each fact.")] = 0,
     max_tokens: options.MaxTokensOption = 16,
     seed: options.SeedOption = 0,
+    batch: options.BatchOption = 1,
     arms: options.ArmsOption = None,
     composer: options.ComposerOption = None,
     model: shared.ModelOption = shared.DEFAULT_MODEL,
@@ -137,12 +145,13 @@ def multi(
         words,
         max_tokens,
         seed,
+        batch,
         names_of(arms),
         composer,
     )
     haystack = None if data is None else Haystack.of(data)
     run = GateRun(model, device, quantize, work, json, items, plot)
-    namespace = namespace_of("multi", settings, haystack and haystack.sentences)
+    namespace = namespace_of("multi", _texts_of(settings), haystack and haystack.sentences)
     run.run(namespace, lambda engine, tell: gate.run(engine, settings, haystack, tell=tell))
 
 
@@ -153,6 +162,7 @@ def conversation(
     limit: options.LimitOption = None,
     max_tokens: options.MaxTokensOption = 32,
     seed: options.SeedOption = 0,
+    batch: options.BatchOption = 1,
     arms: options.ArmsOption = None,
     composer: options.ComposerOption = None,
     model: shared.ModelOption = shared.DEFAULT_MODEL,
@@ -168,7 +178,7 @@ def conversation(
     from nnm_core.evaluation.gates import conversation as gate
 
     found = load_locomo(data)
-    settings = gate.ConversationSettings(k, limit, max_tokens, seed, names_of(arms), composer)
+    settings = gate.ConversationSettings(k, limit, max_tokens, seed, batch, names_of(arms), composer)
     turns = [(c.id, sorted(c.questions.passages.items())) for c in found]
     run = GateRun(model, device, quantize, work, json, items, plot)
     namespace = namespace_of("conversation", turns)
@@ -220,6 +230,7 @@ def extraction(
     characters: Annotated[int, typer.Option(min=100, help="Of a document.")] = 800,
     max_tokens: options.MaxTokensOption = 32,
     seed: options.SeedOption = 0,
+    batch: options.BatchOption = 1,
     arms: options.ArmsOption = None,
     model: shared.ModelOption = shared.DEFAULT_MODEL,
     device: shared.DeviceOption = None,
@@ -234,10 +245,15 @@ def extraction(
     from nnm_core.evaluation.gates.haystack import Haystack
 
     haystack = Haystack.of(data)
-    settings = gate.ExtractionSettings(carriers, characters, max_tokens, seed, names_of(arms))
+    settings = gate.ExtractionSettings(carriers, characters, max_tokens, seed, batch, names_of(arms))
     run = GateRun(model, device, quantize, work, json, items, plot, system=gate.SYSTEM)
-    namespace = namespace_of("extraction", settings, haystack.sentences)
+    namespace = namespace_of("extraction", _texts_of(settings), haystack.sentences)
     run.run(namespace, lambda engine, tell: gate.run(engine, haystack, settings, tell=tell))
+
+
+def _texts_of(settings: DataclassInstance) -> dict[str, Any]:
+    """The settings that decide which texts are generated."""
+    return {key: value for key, value in asdict(settings).items() if key not in _NOT_TEXTS}
 
 
 def _questions(data: str, format: str | None, evidence: Path | None, corpus: Path | None) -> QuestionSet:

@@ -64,6 +64,7 @@ class ConversationSettings:
         limit: ask a sample of so many unique questions; None asks all.
         max_tokens: the longest answer.
         seed: of the sample and the random turns.
+        batch: cases whose answers are decoded side by side.
         arms: only these, by name; None for all.
         composer: of the composed arm; None takes the default one.
     """
@@ -72,6 +73,7 @@ class ConversationSettings:
     limit: int | None = None
     max_tokens: int = 32
     seed: int = 0
+    batch: int = 1
     arms: tuple[str, ...] | None = None
     composer: str | None = None
 
@@ -134,7 +136,7 @@ def run(
     }
     memories = remember(engine, turns, metadata=lambda key: {"conversation": key.rsplit("/", 1)[0]}, tell=tell)
     arms = chosen(_Arms(engine, memories, retriever, settings).all(), settings.arms)
-    items = ask_all(engine, arms, cases, score, max_tokens=settings.max_tokens, tell=tell)
+    items = ask_all(engine, arms, cases, score, max_tokens=settings.max_tokens, batch=settings.batch, tell=tell)
     checks = [same_tokens(items, NNM, SAME), injected_something(items, NNM)]
     return GateResult(
         "conversation",
@@ -216,7 +218,7 @@ class _Arms:
         self.layout = Layout(engine.system)
         self._indexed = ""
         self._turns: list[Memory] = []
-        self._found: tuple[str, list[Memory], float] = ("", [], 0.0)
+        self._found: dict[str, tuple[list[Memory], float]] = {}
 
     def all(self) -> dict[str, Arm]:
         return {
@@ -239,12 +241,12 @@ class _Arms:
         return self._turns
 
     def _recalled(self, case: Case) -> tuple[list[Memory], float]:
-        if self._found[0] != case.id:
+        if case.id not in self._found:
             started = time.perf_counter()
             mine = {"conversation": case.data.conversation}
             hits = self.engine.search(case.question, self.settings.k, filter=mine)
-            self._found = (case.id, [hit.memory for hit in hits], time.perf_counter() - started)
-        return self._found[1], self._found[2]
+            self._found[case.id] = [hit.memory for hit in hits], time.perf_counter() - started
+        return self._found[case.id]
 
     def _composed(self, case: Case) -> Ask:
         memories, seconds = self._recalled(case)

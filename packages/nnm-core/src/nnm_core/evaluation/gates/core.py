@@ -6,7 +6,7 @@ raises. What came back is kept item by item, with the exact token counts of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -141,39 +141,51 @@ def ask_all(
     score: Score,
     *,
     max_tokens: int,
+    batch: int = 1,
     tell: Tell = silent,
 ) -> list[Item]:
-    """Ask every case in every arm, arm by arm within a case, so that a busy machine slows all arms alike.
+    """Ask every case in every arm, arm by arm within a batch of cases, so that a busy machine slows all arms alike.
+
+    Args:
+        engine: answers.
+        arms: name -> how to ask.
+        cases: unique ones.
+        score: what is said of an answer.
+        max_tokens: the longest answer.
+        batch: cases whose answers are decoded side by side; prompts are read or loaded one by one all the same.
+        tell: told of the progress.
 
     Raises:
         InvalidInputError: a case occurs twice.
         ContextOverflowError: a prompt does not fit; nothing is ever cut.
     """
     items: list[Item] = []
-    for number, case in enumerate(unique(cases)):
-        tell("Asking", number, len(cases))
-        items += _ask_case(engine, arms, case, score, max_tokens)
+    unique(cases)
+    for start in range(0, len(cases), batch):
+        tell("Asking", start, len(cases))
+        some = cases[start : start + batch]
+        by_arm = [_ask_arm(engine, name, arm, some, score, max_tokens) for name, arm in arms.items()]
+        items += [item for row in zip(*by_arm, strict=True) for item in row]
     tell("Asking", len(cases), len(cases))
     return items
 
 
-def _ask_case(engine: NNM, arms: Mapping[str, Arm], case: Case, score: Score, max_tokens: int) -> Iterator[Item]:
-    for name, arm in arms.items():
-        ask = arm(case)
-        answer = engine.answer(
-            ask.prompt if isinstance(ask.prompt, str) else list(ask.prompt),
-            max_tokens=max_tokens,
-            memories=ask.memories,
-            mode=ask.mode,
-            policy=ask.policy,
-            composer=ask.composer,
-        )
-        if ask.seconds:
-            receipt = answer.receipt
-            receipt = replace(
-                receipt,
-                seconds_to_first_token=receipt.seconds_to_first_token + ask.seconds,
-                seconds_total=receipt.seconds_total + ask.seconds,
-            )
-            answer = replace(answer, receipt=receipt)
-        yield Item(name, case, answer, score(case, ask, answer), ask.names)
+def _ask_arm(engine: NNM, name: str, arm: Arm, cases: Sequence[Case], score: Score, max_tokens: int) -> list[Item]:
+    from nnm_core.evaluation.gates.answers import answers
+
+    asks = [arm(case) for case in cases]
+    found = [_with_search(ask, answer) for ask, answer in zip(asks, answers(engine, asks, max_tokens), strict=True)]
+    return [
+        Item(name, case, answer, score(case, ask, answer), ask.names)
+        for case, ask, answer in zip(cases, asks, found, strict=True)
+    ]
+
+
+def _with_search(ask: Ask, answer: Answer) -> Answer:
+    """The answer, its times with those of finding the memories."""
+    receipt = replace(
+        answer.receipt,
+        seconds_to_first_token=answer.receipt.seconds_to_first_token + ask.seconds,
+        seconds_total=answer.receipt.seconds_total + ask.seconds,
+    )
+    return replace(answer, receipt=receipt)

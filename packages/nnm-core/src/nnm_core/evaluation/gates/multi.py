@@ -54,6 +54,7 @@ class MultiSettings:
         words: words of haystack text around each fact; 0 leaves the bare notes.
         max_tokens: the longest answer.
         seed: of names, codes and orders.
+        batch: cases whose answers are decoded side by side.
         arms: only these, by name; None for all.
         composer: of the composed arm; None takes the default one.
     """
@@ -64,6 +65,7 @@ class MultiSettings:
     words: int = 0
     max_tokens: int = 16
     seed: int = 0
+    batch: int = 1
     arms: tuple[str, ...] | None = None
     composer: str | None = None
 
@@ -138,7 +140,7 @@ def run(
     texts = {f"{case.id}#{place}": text for case in cases for place, text in enumerate(case.data)}
     memories = remember(engine, texts, searchable=False, tell=tell)
     arms = chosen(_arms(memories, cases, settings), settings.arms)
-    items = ask_all(engine, arms, cases, score, max_tokens=settings.max_tokens, tell=tell)
+    items = ask_all(engine, arms, cases, score, max_tokens=settings.max_tokens, batch=settings.batch, tell=tell)
     checks = [
         same_tokens(items, NNM, SAME),
         injected_something(items, COMPOSED),

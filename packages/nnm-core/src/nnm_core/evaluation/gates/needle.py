@@ -56,6 +56,7 @@ class NeedleSettings:
         pieces: memories that a document is cut into for the composed arm.
         max_tokens: the longest answer.
         seed: of documents, codes and wordings.
+        batch: cases whose answers are decoded side by side.
         arms: only these, by name; None for all.
         composer: of the composed arm; None takes the default one.
     """
@@ -66,6 +67,7 @@ class NeedleSettings:
     pieces: int = 4
     max_tokens: int = 16
     seed: int = 0
+    batch: int = 1
     arms: tuple[str, ...] | None = None
     composer: str | None = None
 
@@ -148,7 +150,7 @@ def run(engine: Engine, haystack: Haystack, settings: NeedleSettings, *, tell: T
     cases = make_cases(haystack, settings)
     memories = _memories(engine, cases, settings, tell)
     arms = chosen(_arms(memories, settings), settings.arms)
-    items = ask_all(engine, arms, cases, score, max_tokens=settings.max_tokens, tell=tell)
+    items = ask_all(engine, arms, cases, score, max_tokens=settings.max_tokens, batch=settings.batch, tell=tell)
     checks = [same_tokens(items, NNM, READ), injected_something(items, NNM), injected_something(items, COMPOSED)]
     return GateResult(
         "needle",

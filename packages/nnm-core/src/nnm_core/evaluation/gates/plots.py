@@ -46,7 +46,7 @@ def _picture(result: GateResult) -> tuple[Callable[[Figure, GateResult], None], 
     if result.gate == "needle":
         return _heat, (2.2 + 2.4 * len(result.arms), 4.2)
     if result.gate == "multi":
-        return _curves, (7, 4.2)
+        return _curves, (9, 4.2)
     return _bars, (8, 1.2 + 0.45 * len(result.arms))
 
 
@@ -60,6 +60,7 @@ def colour(arm: str) -> str:
 def _bars(figure: Figure, result: GateResult) -> None:
     panel = figure.subplots()
     names = list(result.arms)
+    highest = max(row[f"{result.primary}_interval"][1] for row in result.arms.values())
     for place, name in enumerate(names):
         row = result.arms[name]
         value, (low, high) = 100 * row[result.primary], row[f"{result.primary}_interval"]
@@ -68,9 +69,9 @@ def _bars(figure: Figure, result: GateResult) -> None:
         label = (
             f"{value:.1f} %   {row['tokens_mean']['read']:,.0f} read, {row['tokens_mean']['injected']:,.0f} injected"
         )
-        panel.text(100 * high + 1.5, place, label, va="center", color=INK, fontsize=8)
-    highest = max(row[f"{result.primary}_interval"][1] for row in result.arms.values())
-    panel.set_xlim(0, 100 * highest * 1.1 + 38)
+        panel.text(100 * high + 0.015 * max(100 * highest, 10), place, label, va="center", color=INK, fontsize=8)
+    panel.set_xlim(0, max(100 * highest, 10) * 1.6)
+    panel.set_xticks([tick for tick in panel.get_xticks() if tick <= min(100, max(100 * highest * 1.1, 10))])
     panel.set_yticks(range(len(names)), labels=names)
     panel.set_ylim(len(names) - 0.4, -0.6)
     panel.set_xlabel(f"{result.primary}, %, with 95 % intervals; mean tokens of a prompt", color=INK, fontsize=9)
@@ -90,7 +91,7 @@ def _heat(figure: Figure, result: GateResult) -> None:
         cells = grid(result.items, arm)
         lengths, depths = sorted({key[0] for key in cells}), sorted({key[1] for key in cells})
         values = [[100 * cells.get((length, depth), float("nan")) for length in lengths] for depth in depths]
-        image = panel.imshow(values, aspect="auto", cmap="RdYlGn", vmin=0, vmax=100)
+        image = panel.imshow(values, aspect="auto", cmap="Blues", vmin=0, vmax=100)
         _annotate(panel, values)
         panel.set_xticks(range(len(lengths)), labels=[f"{length / 1000:g}k" for length in lengths])
         panel.set_yticks(range(len(depths)), labels=[f"{100 * depth:.0f} %" for depth in depths])
@@ -108,21 +109,31 @@ def _annotate(panel: object, values: Sequence[Sequence[float]]) -> None:
     assert isinstance(panel, Axes)
     for row, line in enumerate(values):
         for column, value in enumerate(line):
-            panel.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=INK)
+            ink = "white" if value > 60 else INK
+            panel.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=ink)
 
 
 def _curves(figure: Figure, result: GateResult) -> None:
-    panel = figure.subplots()
-    rows = result.groups["memories"]
-    sizes = [int(size) for size in rows]
-    styles = iter(("-", "--", ":", "-.", "-", "--"))
-    for arm, style in zip(result.arms, styles, strict=False):
-        panel.plot(sizes, [100 * row[arm] for row in rows.values()], style, marker="o", color=colour(arm), label=arm)
-    panel.set_xticks(sizes)
-    panel.set_ylim(-3, 103)
-    panel.set_xlabel("memories in the prompt", color=INK)
-    panel.set_ylabel("codes found, %", color=INK)
-    panel.legend(frameon=False, fontsize=9)
-    panel.grid(color=GRID)
-    panel.set_title("Gate multi: the right one among several memories", loc="left", color=INK)
-    panel.tick_params(length=0, colors=INK)
+    """Codes found over the number of memories, one panel for each number needed."""
+    needed = sorted({int(item.case.labels["needed"]) for item in result.items})
+    panels = figure.subplots(1, len(needed), sharey=True, squeeze=False)[0]
+    arms = list(result.arms)
+    for panel, wanted in zip(panels, needed, strict=True):
+        for place, arm in enumerate(arms):
+            rows: dict[int, list[float]] = {}
+            for item in result.items:
+                if item.arm == arm and item.case.labels["needed"] == wanted:
+                    rows.setdefault(int(item.case.labels["memories"]), []).append(item.scores["found"])
+            shift = 0.12 * (place - (len(arms) - 1) / 2)  # arms that agree are drawn side by side
+            sizes = sorted(rows)
+            shares = [100 * sum(rows[size]) / len(rows[size]) for size in sizes]
+            marker = "osD^vP"[place % 6]
+            panel.plot([size + shift for size in sizes], shares, marker=marker, color=colour(arm), label=arm, alpha=0.8)
+        panel.set_xticks(sorted({int(item.case.labels["memories"]) for item in result.items}))
+        panel.set_title(f"{wanted} of them needed", loc="left", color=INK, fontsize=10)
+        panel.set_xlabel("memories in the prompt", color=INK)
+        panel.set_ylim(-3, 103)
+        panel.grid(color=GRID)
+        panel.tick_params(length=0, colors=INK)
+    panels[0].set_ylabel("codes found, %", color=INK)
+    panels[-1].legend(frameon=False, fontsize=9)

@@ -60,6 +60,7 @@ class QASettings:
         limit: ask a sample of so many unique questions; None asks all.
         max_tokens: the longest answer.
         seed: of the sample and the random passages.
+        batch: cases whose answers are decoded side by side.
         arms: only these, by name; None for all.
         composer: of the composed arm; None takes the default one.
         template: of classic RAG's user turn; None takes NNM's layout.
@@ -70,6 +71,7 @@ class QASettings:
     limit: int | None = None
     max_tokens: int = 24
     seed: int = 0
+    batch: int = 1
     arms: tuple[str, ...] | None = None
     composer: str | None = None
     template: str | None = None
@@ -108,7 +110,7 @@ def run(
         tell("Indexing for classic RAG", 0, 1)
         retriever.index([memory.text for memory in memories.values()])
     arms = chosen(_Arms(engine, memories, retriever, settings).all(), settings.arms)
-    items = ask_all(engine, arms, cases, score, max_tokens=settings.max_tokens, tell=tell)
+    items = ask_all(engine, arms, cases, score, max_tokens=settings.max_tokens, batch=settings.batch, tell=tell)
     sides = [side for side, there in ((ORACLE, oracle), (RETRIEVED, retrieved)) if there]
     pairs = [pair for side in sides for pair in _pairs(side)]
     checks = [same_tokens(items, f"{side} {NNM}", f"{side} {SAME}") for side in sides]
@@ -174,7 +176,7 @@ class _Arms:
         self.engine, self.memories, self.retriever, self.settings = engine, memories, retriever, settings
         self.all_memories = list(memories.values())
         self.layout = Layout(engine.system, settings.template)
-        self._found: tuple[str, list[Memory], float] = ("", [], 0.0)
+        self._found: dict[str, tuple[list[Memory], float]] = {}
 
     def all(self) -> dict[str, Arm]:
         """By name; ``composed`` comes only where there is more than one memory: one alone is exact."""
@@ -204,11 +206,11 @@ class _Arms:
         return arm
 
     def _recalled(self, case: Case) -> tuple[list[Memory], float]:
-        if self._found[0] != case.id:
+        if case.id not in self._found:
             started = time.perf_counter()
             hits = self.engine.search(case.question, self.settings.k)
-            self._found = (case.id, [hit.memory for hit in hits], time.perf_counter() - started)
-        return self._found[1], self._found[2]
+            self._found[case.id] = [hit.memory for hit in hits], time.perf_counter() - started
+        return self._found[case.id]
 
     def _composed(self, case: Case) -> Ask:
         memories, seconds = self._recalled(case)
