@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnm_core.errors import InvalidInputError
+from nnm_core.errors import InvalidInputError, UnsupportedModelError
 from nnm_core.model.load import LoadedModel
 from nnm_core.states.capture import EMPTY, capture
 from nnm_core.states.state import PlacedState, State
@@ -71,9 +71,9 @@ def read_above(
         lower: compute the layers below from the token ids too; else their keys and values are zeros.
     """
     stream = _Stream(delta.to(device=model.device, dtype=model.dtype)[None])
-    path, layers = _layer_list(model)
+    path, layers = layer_list(model.hf.base_model, model.layers)
     taps = [_Tap(layers[i], run=lower, stream=stream, last=i == layer - 1) for i in range(layer)]
-    base = _standing_in(model.hf.base_model, path.split("."), nn.ModuleList([*taps, *layers[layer:]]))
+    base = standing_in(model.hf.base_model, path.split("."), nn.ModuleList([*taps, *layers[layer:]]))
     return capture(model, [token_ids], left, base=base)[0]
 
 
@@ -101,7 +101,7 @@ def check_upper(model: LoadedModel, layer: int) -> None:
         )
         if not distance <= _TOLERANCE.get(model.dtype, 2e-1):
             raise ValueError(f"its upper layers come out differently ({distance:.2g})")
-    except (ValueError, TypeError, RuntimeError, AttributeError, LookupError) as error:
+    except (UnsupportedModelError, ValueError, TypeError, RuntimeError, AttributeError, LookupError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InvalidInputError(
             f"The residual stream of {model.name} cannot stand in for its lower layers: {first_line}.",
@@ -109,17 +109,21 @@ def check_upper(model: LoadedModel, layer: int) -> None:
         ) from error
 
 
-def _layer_list(model: LoadedModel) -> tuple[str, nn.ModuleList]:
-    """The decoder's list of layers and where it stands in `base_model`."""
-    for path, module in model.hf.base_model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == model.layers:
+def layer_list(root: nn.Module, layers: int) -> tuple[str, nn.ModuleList]:
+    """The decoder's list of so many layers, and where it stands in `root`.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    for path, module in root.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == layers:
             return path, module
-    raise ValueError("its decoder has no list of layers")
+    raise UnsupportedModelError(f"{type(root).__name__} has no list of {layers} layers.")
 
 
-def _standing_in(module: nn.Module, path: Sequence[str], layers: nn.ModuleList) -> nn.Module:
+def standing_in(module: nn.Module, path: Sequence[str], layers: nn.ModuleList) -> nn.Module:
     """A shallow copy of `module` in which `layers` stand at `path`; everything else is shared."""
     copied = copy.copy(module)
-    inner = layers if len(path) == 1 else _standing_in(module._modules[path[0]], path[1:], layers)  # type: ignore[arg-type]  # a path of named_modules has no None
+    inner = layers if len(path) == 1 else standing_in(module._modules[path[0]], path[1:], layers)  # type: ignore[arg-type]  # a path of named_modules has no None
     copied._modules = {**module._modules, path[0]: inner}
     return copied

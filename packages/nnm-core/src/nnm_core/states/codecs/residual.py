@@ -29,7 +29,8 @@ class ResidualCodec:
 
     With ``lower="recompute"`` that costs as much as reading; with ``lower="masked"`` the memory is not seen in the
     layers below, which saves their part of the time and costs quality. Largest error: half a step of 8 bits in the
-    residual stream, (max - min) / 255 / 2 of each 64 channels; what the layers above make of it is measured, not bounded.
+    residual stream, (max - min) / 255 / 2 of each 64 channels; what the layers above make of it is measured, not
+    bounded.
     """
 
     lossless = False
