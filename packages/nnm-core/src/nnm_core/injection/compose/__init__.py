@@ -9,16 +9,27 @@ from collections.abc import Callable
 
 from nnm_core.errors import InvalidInputError
 from nnm_core.injection.compose.base import Composed, Composer, Composition, FindStored
+from nnm_core.injection.compose.blend import Blend
 from nnm_core.injection.compose.concatenate import Concatenate
+from nnm_core.injection.compose.guided import Guided
+from nnm_core.injection.compose.link import Link
+from nnm_core.injection.compose.parallel import Parallel
+from nnm_core.injection.compose.spread import Spread
 
 __all__ = ["AUTO_BOUND", "DEFAULT", "Composed", "Composer", "Composition", "FindStored", "composer", "names"]
 
-DEFAULT = "concatenate"
+DEFAULT = "guided-offset"
 # `policy="auto"` composes only where the composer's measured greedy agreement with reading is at least this.
 AUTO_BOUND = 0.9
 
 _MAKERS: dict[str, Callable[[], Composer]] = {
     "concatenate": Concatenate,
+    "link": Link,
+    "blend": Blend,
+    "guided": lambda: Guided(offset="none", name="guided", spread=0.0),
+    "offset": Spread,
+    "guided-offset": Guided,
+    "parallel": Parallel,
 }
 
 

@@ -1,0 +1,377 @@
+"""How well do composers put memories side by side, on real questions?
+
+    python benchmarks/composition.py --data dev-v1.1.json --json out/composition.json --plot out/composition.png
+    python benchmarks/composition.py --data dev-v1.1.json --model FOLDER --memories 4 --questions 100 --composers guided
+
+Every question of a SQuAD file is asked of its own passage among others, the right one at a random place, so that it is
+seldom the first (which is exact). Two settings: one passage is needed; and two, where two questions are asked at once
+about two of the passages (scored by how many of the two answers stand in what is said). The arms:
+
+read         all passages are read as text, in the same token order: what composing wants to reach
+bare         the question alone
+random       as many passages, none of them the right one, are read
+concatenate  every passage's state, read by itself, is moved to its place: where composing starts
+...          every other composer
+
+`recovery` is (composer - concatenate) / (read - concatenate), with a paired bootstrap interval over the questions.
+Answers are greedy and made in batches on one board, the first token's time is measured apart, on single prompts
+through the engine, in turns.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from nnm_core import NNM, Memory
+from nnm_core.answering import Request
+from nnm_core.evaluation.answers import contains_answer, exact_match, f1
+from nnm_core.evaluation.benchmark import environment, parser, side_by_side
+from nnm_core.evaluation.datasets import Question, QuestionSet, load_questions
+from nnm_core.evaluation.report import write_json
+from nnm_core.evaluation.statistics import bootstrap, paired_bootstrap
+from nnm_core.injection.compose import Composition, composer, names
+from nnm_core.injection.compose.board import Board
+from nnm_core.injection.compose.parallel import Parallel
+from nnm_core.injection.compose.parallel import side_by_side as parallel_plan
+from nnm_core.injection.compose.repair import Repair
+from nnm_core.injection.generate import DecodeSettings
+from nnm_core.injection.plan import Plan, read_plan
+from nnm_core.model.batching import padded_batches
+from nnm_core.model.prompt import question_prompt
+
+PLACES_PER_BATCH = {"cpu": 6144, "cuda": 98304}
+SETTINGS = ("one needed", "two needed")
+READ, BARE, RANDOM, NAIVE = "read", "bare", "random", "concatenate"
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question, the memories before it, and the gold answers of each fact that is asked for."""
+
+    question: str
+    memories: tuple[Memory, ...]
+    golds: tuple[tuple[str, ...], ...]
+    strangers: tuple[Memory, ...]
+
+
+@dataclass
+class Outcome:
+    """What one arm said to every prompt: answers, and the share of the memories' tokens that was computed again."""
+
+    answers: list[str]
+    shares: list[float]
+
+
+def main() -> None:
+    """Measure, print, save."""
+    options = parser(str(__doc__).splitlines()[0], repeats=5)
+    options.add_argument("--data", type=Path, required=True, help="a SQuAD file, or a folder with dev-v1.1.json[.gz]")
+    options.add_argument("--memories", type=int, nargs="+", default=[2, 4, 8], help="passages of a prompt")
+    options.add_argument("--questions", type=int, default=335, help="how many, drawn once for all arms")
+    options.add_argument("--composers", nargs="+", default=list(names()), choices=names(), help="default: all")
+    options.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
+    options.add_argument("--ratio", type=float, default=0.15, help="share of the memories' tokens to compute again")
+    options.add_argument("--max-tokens", type=int, default=16)
+    options.add_argument("--dtype", default="float32")
+    options.add_argument("--seed", type=int, default=0)
+    arguments = options.parse_args()
+    console = Console(file=sys.stderr if str(arguments.json) == "-" else sys.stdout)
+    torch.set_grad_enabled(False)
+    data = load_questions(_file(arguments.data))
+    report: dict[str, Any] = {"arms": {}}
+    with NNM.open(arguments.model, device=arguments.device, dtype=arguments.dtype) as engine:
+        bench = Bench(engine, arguments.composers, arguments.ratio, arguments.max_tokens)
+        for count in arguments.memories:
+            for setting in arguments.settings:
+                prompts = list(draw(data, arguments.questions, count, two=setting == SETTINGS[1], seed=arguments.seed))
+                started = time.perf_counter()
+                rows = measured(bench.run(prompts), prompts)
+                if setting == SETTINGS[0]:
+                    add_times(rows, bench.first_token(prompts[:: max(1, len(prompts) // 4)][:4], arguments.repeats))
+                report["arms"] |= {f"{name}, {count} memories, {setting}": row for name, row in rows.items()}
+                console.print(
+                    table(rows, f"{count} memories, {setting}, {len(prompts)} questions: {engine.model.name}")
+                )
+                console.print(f"{time.perf_counter() - started:.0f} s")
+        chosen = ("memories", "questions", "composers", "settings", "ratio", "max_tokens", "seed", "repeats")
+        report["config"] = environment(engine.model) | {"data": data.name} | {k: getattr(arguments, k) for k in chosen}
+    write_json(arguments.json, report)
+    if arguments.plot:
+        save_plot(report, arguments.plot)
+
+
+def _file(path: Path) -> Path:
+    return (
+        path / "dev-v1.1.json"
+        if path.is_dir() and (path / "dev-v1.1.json").exists()
+        else (path / "dev-v1.1.json.gz" if path.is_dir() else path)
+    )
+
+
+def draw(data: QuestionSet, count: int, size: int, *, two: bool, seed: int) -> Iterator[Prompt]:
+    """The same questions whatever the size: each with its passage at a random place among others of the file.
+
+    With two needed, the second question is the next one that is about another passage.
+    """
+    generator = random.Random(seed)  # noqa: S311  # a repeatable choice, no secret
+    asked = [question for question in data.sample(count, seed=seed).questions if question.passages]
+    generator.shuffle(asked)
+    for number, question in enumerate(asked):
+        needed = [question]
+        if two:
+            needed.append(_partner(asked, number))
+        gold = [item.passages[0] for item in needed]
+        others = generator.sample([key for key in data.passages if key not in gold], 2 * size - len(gold))
+        inside, outside = others[: size - len(gold)], others[size - len(gold) :]
+        placed = [*gold, *inside]
+        generator.shuffle(placed)
+        yield Prompt(
+            " ".join(item.text for item in needed),
+            tuple(Memory(key, data.passages[key]) for key in placed),
+            tuple(item.answers for item in needed),
+            tuple(Memory(key, data.passages[key]) for key in outside[:size]),
+        )
+
+
+def _partner(asked: Sequence[Question], number: int) -> Question:
+    others = (asked[(number + step) % len(asked)] for step in range(1, len(asked)))
+    return next(question for question in others if question.passages != asked[number].passages)
+
+
+class Bench:
+    """Answers prompts with every arm, in batches."""
+
+    def __init__(self, engine: NNM, chosen: Sequence[str], ratio: float, max_tokens: int) -> None:
+        self.engine, self.max_tokens = engine, max_tokens
+        self.composers = [composer(name) for name in dict.fromkeys((NAIVE, *chosen))]
+        self.composers = [replace(c, ratio=ratio) if isinstance(c, Repair) else c for c in self.composers]
+        refused = [reason for c in self.composers if (reason := c.refusal(engine.model))]
+        if refused:
+            raise SystemExit("; ".join(refused))
+
+    def run(self, prompts: Sequence[Prompt]) -> dict[str, Outcome]:
+        """Every arm's outcome, in the order of the prompts."""
+        texts = {memory.id: memory.text for prompt in prompts for memory in (*prompt.memories, *prompt.strangers)}
+        self.engine.add(list(texts.values()), ids=list(texts), progress=True)
+        self.engine.answer(prompts[0].question, memories=[prompts[0].memories[0].id], max_tokens=1)  # left context
+        found: dict[str, dict[int, tuple[str, float]]] = {}
+        lengths = [sum(len(memory.text) // 4 + 4 for memory in prompt.memories) + 80 for prompt in prompts]
+        budget = PLACES_PER_BATCH.get(self.engine.model.device.type, PLACES_PER_BATCH["cpu"])
+        for batch in padded_batches(lengths, budget):
+            for name, answers in self._batch([prompts[index] for index in batch]):
+                found.setdefault(name, {}).update(zip(batch, answers, strict=True))
+        return {
+            name: Outcome([rows[i][0] for i in range(len(prompts))], [rows[i][1] for i in range(len(prompts))])
+            for name, rows in found.items()
+        }
+
+    def _batch(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+        for name, given in ((READ, "memories"), (BARE, ""), (RANDOM, "strangers")):
+            plans = [self._plan(p.question, getattr(p, given) if given else (), read=True) for p in prompts]
+            yield name, self._answers(self._board(plans), None)
+        plans = [self._plan(p.question, p.memories) for p in prompts]
+        laid = self._board(plans)
+        side = None
+        for chosen in self.composers:
+            if isinstance(chosen, Parallel):
+                side = side or self._board([parallel_plan(self._work(plan)) for plan in plans])
+                yield chosen.name, self._answers(side, chosen)
+            else:
+                yield chosen.name, self._answers(Board.stack([laid]), chosen)
+
+    def _plan(self, question: str, memories: Sequence[Memory], *, read: bool = False) -> Plan:
+        known = self.engine.get([memory.id for memory in memories])
+        messages = question_prompt(question, known, self.engine.system)
+        segments = self.engine._format.segments(messages)
+        if read:
+            return read_plan(segments)
+        request = Request(messages, (), "inject", "fast", DecodeSettings(), 0.0)
+        return self.engine._answerer.plan(segments, request)
+
+    def _work(self, plan: Plan) -> Composition:
+        return Composition(self.engine.model, plan, 0, self.engine._answerer._stored)
+
+    def _board(self, plans: Sequence[Plan]) -> Board:
+        return Board.stack([Board.of_plan(self.engine.model, plan, self.max_tokens) for plan in plans])
+
+    def _answers(self, board: Board, chosen: Any) -> list[tuple[str, float]]:
+        if isinstance(chosen, Repair | Parallel):
+            logits, again = chosen.arrange(board)
+        else:
+            again = torch.zeros_like(board.unread)
+            logits = board.compute(again)
+        tokens = board.mask_of(board.spans).sum(1).clamp_min(1)
+        shares = (again.sum(1) / tokens).tolist()
+        return list(zip(self._decode(board, logits), shares, strict=True))
+
+    def _decode(self, board: Board, logits: Tensor) -> list[str]:
+        """Greedy answers of all rows together."""
+        model = self.engine.model
+        stops = torch.tensor(sorted(model.eos_token_ids), device=logits.device)
+        places, token = board.lengths.clone(), logits.argmax(-1)
+        said = [token]
+        over = torch.isin(token, stops)
+        while len(said) < self.max_tokens and not bool(over.all()):
+            token = board.extend(token, places)
+            places = places + 1
+            said.append(token)
+            over |= torch.isin(token, stops)
+        answers = []
+        for row in torch.stack(said, 1).tolist():
+            end = next((index for index, token in enumerate(row) if token in model.eos_token_ids), len(row))
+            answers.append(str(model.tokenizer.decode(row[:end], skip_special_tokens=True)).strip())
+        return answers
+
+    def first_token(self, prompts: Sequence[Prompt], repeats: int) -> dict[str, list[float]]:
+        """Seconds to the first token of single prompts through the engine, arms in turns."""
+
+        def ask(prompt: Prompt, **how: Any) -> float:
+            ids = [memory.id for memory in prompt.memories]
+            answer = self.engine.answer(prompt.question, memories=ids, max_tokens=1, **how)
+            return answer.receipt.seconds_to_first_token
+
+        arms: dict[str, Any] = {READ: lambda turn: ask(prompts[turn % len(prompts)], mode="read")}
+        for chosen in self.composers:
+            arms[chosen.name] = lambda turn, c=chosen: ask(prompts[turn % len(prompts)], policy="fast", composer=c)
+        side_by_side(arms, 1)  # warm up
+        return side_by_side(arms, max(repeats, 1))
+
+
+def score(prompt: Prompt, answer: str) -> tuple[float, float]:
+    """(EM, F1) of the answer; with two facts asked for, the share of them that it contains, twice."""
+    if len(prompt.golds) == 1:
+        return exact_match(answer, prompt.golds[0]), f1(answer, prompt.golds[0])
+    held = statistics.mean(float(contains_answer(answer, golds)) for golds in prompt.golds)
+    return held, held
+
+
+def measured(outcomes: Mapping[str, Outcome], prompts: Sequence[Prompt]) -> dict[str, dict[str, Any]]:
+    """One row an arm: means, intervals, paired differences, recovery."""
+    scores = {
+        name: np.array([score(p, a) for p, a in zip(prompts, outcome.answers, strict=True)])
+        for name, outcome in outcomes.items()
+    }
+    return {name: _row(name, outcomes, scores) for name in outcomes}
+
+
+def _row(name: str, outcomes: Mapping[str, Outcome], scores: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    em, f = scores[name].T
+    row: dict[str, Any] = {
+        "em": bootstrap(em),
+        "f1": bootstrap(f),
+        "f1_minus_read": paired_bootstrap(f, scores[READ][:, 1]),
+        "f1_minus_concatenate": paired_bootstrap(f, scores[NAIVE][:, 1]),
+        "same_answer_as_read": statistics.mean(
+            float(a == b) for a, b in zip(outcomes[name].answers, outcomes[READ].answers, strict=True)
+        ),
+        "share_recomputed": statistics.mean(outcomes[name].shares),
+        "questions": len(em),
+    }
+    if name not in (READ, BARE, RANDOM, NAIVE):
+        row |= {
+            f"recovery_{key}": recovery(scores[name][:, i], scores[NAIVE][:, i], scores[READ][:, i])
+            for i, key in enumerate(("em", "f1"))
+        }
+    return row
+
+
+def recovery(ours: NDArray[Any], naive: NDArray[Any], read: NDArray[Any]) -> dict[str, float | None]:
+    """How much of the way from concatenation to reading, with a 95 % interval; None where there is no way to go."""
+    draws = np.random.default_rng(0).integers(0, len(ours), (DRAWS, len(ours)))
+    gained, possible = (ours - naive)[draws].mean(1), (read - naive)[draws].mean(1)
+    if (read - naive).mean() <= 0:
+        return {"mean": None, "low": None, "high": None}
+    ratios = gained[possible > 0] / possible[possible > 0]
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return {"mean": float((ours - naive).mean() / (read - naive).mean()), "low": float(low), "high": float(high)}
+
+
+def add_times(rows: dict[str, dict[str, Any]], times: Mapping[str, Sequence[float]]) -> None:
+    """Put the time to the first token into the rows: of reading over the arm's, median of the turns."""
+    for name, seconds in times.items():
+        rows[name]["seconds_to_first_token"] = statistics.median(seconds)
+        pairs = zip(times[READ], seconds, strict=True)
+        rows[name]["read_over_this"] = statistics.median(read / own for read, own in pairs)
+
+
+def table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """One row an arm."""
+    shown = Table(title=title)
+    for column in (
+        "arm",
+        "EM",
+        "F1 [95 %]",
+        "F1 - read",
+        "same as read",
+        "recomputed",
+        "recovery EM",
+        "F1",
+        "TTFT read/this",
+    ):
+        shown.add_column(column, justify="left" if column == "arm" else "right")
+    for name, row in rows.items():
+        span = row["f1"]
+        less = row["f1_minus_read"]
+        shown.add_row(
+            name,
+            f"{100 * row['em'].mean:.1f}",
+            f"{100 * span.mean:.1f} [{100 * span.low:.1f}, {100 * span.high:.1f}]",
+            "" if name == READ else f"{100 * less.mean:+.1f} [{100 * less.low:+.1f}, {100 * less.high:+.1f}]",
+            f"{100 * row['same_answer_as_read']:.0f} %",
+            f"{100 * row['share_recomputed']:.1f} %",
+            *(_percent(row.get(f"recovery_{key}")) for key in ("em", "f1")),
+            f"{row['read_over_this']:.2f} x" if "read_over_this" in row else "",
+        )
+    return shown
+
+
+def _percent(found: Mapping[str, float | None] | None) -> str:
+    if found is None:
+        return ""
+    if found["mean"] is None or found["low"] is None or found["high"] is None:
+        return "no gap"
+    return f"{100 * found['mean']:.0f} % [{100 * found['low']:.0f}, {100 * found['high']:.0f}]"
+
+
+def save_plot(report: Mapping[str, Any], target: Path) -> None:
+    """F1 of every arm over the number of memories, one needed."""
+    from matplotlib.figure import Figure
+
+    counts = report["config"]["memories"]
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    panel = figure.subplots()
+    arms = dict.fromkeys(key.rsplit(", ", 2)[0] for key in report["arms"])
+    for name in arms:
+        rows = [report["arms"].get(f"{name}, {count} memories, {SETTINGS[0]}") for count in counts]
+        if name in (BARE, RANDOM) or not all(rows):
+            continue
+        means = [100 * row["f1"].mean for row in rows if row]
+        strong = name in (READ, NAIVE)
+        panel.plot(counts, means, "o-" if strong else "o--", linewidth=2.4 if strong else 1.3, label=name)
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(counts, [str(count) for count in counts])
+    panel.set_xlabel("memories in the prompt")
+    panel.set_title(f"F1 on {report['config']['questions']} questions: {report['config']['model']}", loc="left")
+    panel.grid(color="#e6eaee", linewidth=0.8)
+    panel.legend(frameon=False, fontsize=8)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=160)
+
+
+if __name__ == "__main__":
+    main()
