@@ -371,7 +371,8 @@ class NNM(VectorFace, ScoreFace, AsyncFace):
             messages: list[PromptMessage] = question_prompt(question, placed, self.system)
         else:
             hits, messages = self._chat(question, memories, references, mode, scope, order, strict=strict)
-        how: dict[str, Any] = {"composer": pick(composer), "order": order, "injection": injection}
+        way = pick(composer, self.model, plain=injection != AS_READ)
+        how: dict[str, Any] = {"composer": way, "order": order, "injection": injection}
         request = Request(messages, hits, mode, policy, decoding, started, strict=strict, **how)
         if overflow == "drop" and isinstance(question, str):
             request = self._answerer.drop_until_fit(request, question, self.system)

@@ -94,4 +94,4 @@ class ScoreFace(AskFace):
             messages = bare_prompt(prompt).messages
         self._left_state()
         decoding = DecodeSettings(max_tokens)
-        return Request(messages, hits, mode, policy, decoding, started, composer=pick(composer))
+        return Request(messages, hits, mode, policy, decoding, started, composer=pick(composer, self._answerer.model))

@@ -372,3 +372,11 @@ def test_the_best_places_of_each_row() -> None:
     found = best(scores, allowed, torch.tensor([2, 1]))
     assert found.tolist() == [[False, False, True, True], [True, False, False, False]]
     assert best(scores, allowed, torch.tensor([9, 0])).sum().item() == 3
+
+
+def test_without_a_name_the_best_composer_that_works_with_the_model_is_taken() -> None:
+    assert composer().name == composer(None, loaded("llama")).name == "guided-offset"
+    assert composer(None, loaded("bloom")).name == "concatenate"
+    assert composer(None, loaded("llama"), plain=True).name == "concatenate"
+    link = Link(ratio=0.5)
+    assert composer(link, loaded("bloom")) is link, "what was asked for is not changed silently"

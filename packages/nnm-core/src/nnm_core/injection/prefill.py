@@ -11,6 +11,7 @@ from torch import Tensor
 from nnm_core.injection.plan import Plan, Step
 from nnm_core.injection.static import keeps_logits, new_cache
 from nnm_core.injection.tree import Node, StateTree
+from nnm_core.model.attention import intervene
 from nnm_core.model.load import LoadedModel
 from nnm_core.states.cache import PlacedCache
 from nnm_core.states.state import NATIVE, Origin, PlacedState
@@ -45,6 +46,13 @@ def load(cache: PlacedCache, state: PlacedState | None) -> None:
 
 def forward(model: LoadedModel, cache: PlacedCache, token_ids: list[int]) -> Tensor:
     """Let the model read `token_ids` behind the cache; returns the last position's logits [vocabulary]."""
+    if cache.intervention is not None:
+        with intervene(cache.intervention):
+            return _forward(model, cache, token_ids)
+    return _forward(model, cache, token_ids)
+
+
+def _forward(model: LoadedModel, cache: PlacedCache, token_ids: list[int]) -> Tensor:
     if cache.forward is not None and (fast := cache.forward.run(cache, token_ids)) is not None:
         return fast
     ids = torch.tensor([token_ids], device=model.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 if TYPE_CHECKING:
+    from nnm_core.model.attention import AttentionIntervention
     from nnm_core.model.positions import DeferredRotation
 
 
@@ -57,6 +58,26 @@ class PlacedLayer(DynamicLayer):
         self.keys[..., self.length : end, :].copy_(key_states)
         self.values[..., self.length : end, :].copy_(value_states)
         self.length = end
+
+    def write(self, start: int, key_states: Tensor, value_states: Tensor) -> None:
+        """Write states [batch, kv_heads, tokens, head_dim] at places ``start ...``, which must be within capacity."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None  # set by lazy_initialization
+        end = start + key_states.shape[-2]
+        self.keys[..., start:end, :].copy_(key_states)
+        self.values[..., start:end, :].copy_(value_states)
+        self.length = max(self.length, end)
+
+    def scatter(self, positions: Tensor, key_states: Tensor, value_states: Tensor) -> None:
+        """Write states [batch, kv_heads, tokens, head_dim] at places [batch, tokens], which must be within capacity."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.wait()
+        assert self.keys is not None and self.values is not None  # set by lazy_initialization
+        where = positions[:, None, :, None]
+        self.keys.scatter_(2, where.expand(key_states.shape), key_states)
+        self.values.scatter_(2, where.expand(value_states.shape), value_states)
 
     def _grow(self, needed: int) -> None:
         keys, values = self.view()
@@ -134,6 +155,7 @@ class PlacedCache(Cache):
         block: all buffers in one tensor [layers, 2, kv_heads, capacity, head_dim], where they were lent and have not
             been outgrown.
         forward: what reads faster in the lent buffers than the model called in the ordinary way.
+        intervention: how whatever is computed behind these states has to look at them; None for as usual.
     """
 
     def __init__(
@@ -142,6 +164,7 @@ class PlacedCache(Cache):
         self.placed = [PlacedLayer(capacity) for _ in range(layers)]
         self._block = block
         self.forward = forward
+        self.intervention: AttentionIntervention | None = None
         if block is not None:
             for layer, buffers in zip(self.placed, block, strict=True):
                 layer.lend(buffers[:1], buffers[1:])

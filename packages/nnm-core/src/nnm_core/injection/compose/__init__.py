@@ -1,6 +1,6 @@
 """Composers: ways to put memories side by side that were read apart, one small class a file.
 
-`composer(name)` finds one by its name, `names()` lists them, `DEFAULT` is what ``policy="fast"`` uses.
+`composer(name)` finds one by its name, `names()` lists them, `DEFAULT` is what ``policy="fast"`` uses where it can.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from nnm_core.injection.compose.guided import Guided
 from nnm_core.injection.compose.link import Link
 from nnm_core.injection.compose.parallel import Parallel
 from nnm_core.injection.compose.spread import Spread
+from nnm_core.model.load import LoadedModel
 
 __all__ = ["AUTO_BOUND", "DEFAULT", "Composed", "Composer", "Composition", "FindStored", "composer", "names"]
 
@@ -38,14 +39,22 @@ def names() -> tuple[str, ...]:
     return tuple(_MAKERS)
 
 
-def composer(chosen: str | Composer | None = None) -> Composer:
-    """The composer of that name with its default settings; the default one for None; a composer is returned as it is.
+def composer(
+    chosen: str | Composer | None = None, model: LoadedModel | None = None, *, plain: bool = False
+) -> Composer:
+    """The composer of that name with its default settings; a composer is returned as it is.
+
+    Args:
+        chosen: None for the default, or for plain concatenation where that cannot be used.
+        model: what it is to work with; not all models can be repaired.
+        plain: other things intervene in the attention, so the default must not.
 
     Raises:
         InvalidInputError: there is none of that name.
     """
     if chosen is None:
-        return _MAKERS[DEFAULT]()
+        default = _MAKERS[DEFAULT]()
+        return Concatenate() if plain or (model is not None and default.refusal(model)) else default
     if not isinstance(chosen, str):
         return chosen
     if chosen not in _MAKERS:

@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers.cache_utils import Cache, DynamicLayer
 
 from nnm_core.injection.plan import Plan
-from nnm_core.injection.prefill import keeps_logits
+from nnm_core.injection.static import keeps_logits, new_cache
 from nnm_core.model.attention import Attend, AttentionIntervention, intervene
 from nnm_core.model.load import LoadedModel
 from nnm_core.states.cache import PlacedCache, PlacedLayer
@@ -94,14 +94,14 @@ class Board:
         device = model.device
         ids = torch.tensor([[token for step in plan.steps for token in step.segment.ids]], device=device)
         unread = torch.ones_like(ids, dtype=torch.bool)
-        cache = PlacedCache(model.layers, capacity=plan.length + room)
+        cache = new_cache(model, plan.length + room)
         spans = []
         for index, step in enumerate(plan.steps):
             end = step.start + len(step.segment.ids)
             if step.state is not None:
                 unread[0, step.start : end] = False
-                for layer, (key, value) in zip(cache.placed, step.state.layers, strict=True):
-                    layer.write(step.start, key[None], value[None])
+                cache.advance(step.start)
+                step.state.copy_into(cache)
             if step.segment.memory is not None and step.state is not None:
                 spans.append(Span(0, step.start, end, step.action == "exact", index))
         question = torch.tensor([plan.steps[-1].start], device=device)

@@ -80,7 +80,9 @@ def side_by_side(work: Composition) -> Plan:
 
 def _moved(work: Composition, step: Step, start: int) -> Step:
     stored = work.stored(step.segment)
-    return step if stored is None else replace(step, state=place(work.model, stored, start))
+    if stored is None or stored.origin.first_layer:
+        return step
+    return replace(step, state=place(work.model, stored, start))
 
 
 @dataclass(frozen=True)
