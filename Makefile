@@ -94,6 +94,6 @@ $(VENV)/.demo: $(VENV)/.build $(CORE:%=%/pyproject.toml)
 
 $(VENV)/.dev: $(VENV)/.build $(PROJECTS) requirements-dev.txt
 	@echo "Installing the packages and what the checks need (once) ..."
-	$(PIP) --no-build-isolation --editable "packages/nnm-core[lens,bench]" --editable packages/nnm-mini \
+	$(PIP) --no-build-isolation --editable "packages/nnm-core[lens,bench,structured]" --editable packages/nnm-mini \
 	  --editable packages/langchain-nnm --editable packages/llamaindex-nnm --requirement requirements-dev.txt
 	@touch $@ $(VENV)/.demo $(VENV)/.lint

@@ -43,14 +43,21 @@ class ScriptedNNM(NNM):
     """See the module."""
 
     def stream(self, question: Any, k: int = 4, max_tokens: int = 64, **options: Any) -> Iterator[Chunk]:
-        """The real stream with one token, its text exchanged."""
+        """The real stream with one token, its text exchanged; the real stream where the answer is to fit a schema."""
+        prompt = "".join(f"<|im_start|>{m.role}\n{m.content}" for m in _messages(question))
+        grammar = options.pop("grammar", None)
+        if grammar is not None and "<tools>" not in prompt:
+            yield from super().stream(question, k, max_tokens, grammar=grammar, **options)
+            return
         last = list(super().stream(question, k, 1, **options))[-1]
         assert last.answer is not None
-        text = reply("".join(f"<|im_start|>{m.role}\n{m.content}" for m in _messages(question)))
+        text = reply(prompt, grammar)
+        if grammar is not None:
+            follow(grammar.guide(self.model, max_tokens), self.model, text)
         stop = options.get("stop") or ()
         cut = min((text.index(s) for s in stop if s in text), default=len(text))
         pieces = [text[:cut][at : at + 7] for at in range(0, max(cut, 1), 7)]
-        return _chunks(pieces, replace(last.answer, text=text[:cut]))
+        yield from _chunks(pieces, replace(last.answer, text=text[:cut]))
 
 
 def _messages(question: Any) -> Sequence[Message]:
@@ -74,7 +81,16 @@ def open_scripted(**options: Any) -> NNM:
 # -- the rules ----------------------------------------------------------------------------------------------------
 
 
-def reply(prompt: str) -> str:
+def follow(guide: Any, model: LoadedModel, text: str) -> None:
+    """Fail unless the grammar lets a model write this, and holds it to be whole."""
+    tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    for token in tokens:
+        assert guide.allowed(len(model.tokenizer))[token], text
+        assert guide.accept(token, 10_000) == token
+    assert guide.finished, text
+
+
+def reply(prompt: str, grammar: Any = None) -> str:
     """Answer from tool results if there are any behind the question, else call a tool if one is offered."""
     offered = re.search(r"<tools>\n(.*?)\n</tools>", prompt, re.DOTALL)
     tools = [json.loads(line)["function"] for line in offered[1].splitlines()] if offered else []
@@ -83,6 +99,9 @@ def reply(prompt: str) -> str:
     question = turns[asked][1] if turns else prompt
     begun = turns[-1][1] if turns and turns[-1][0] == "assistant" else ""
     results = [content for role, content in turns[asked:] if role == "tool"]
+    if grammar is not None:
+        tool = next(tool for tool in tools if json.dumps(tool["name"]) in grammar.source)
+        return f'{{"name": "{tool["name"]}", "arguments": {_arguments(tool, question)}}}'
     if results and not begun:
         return f"The tool says: {results[-1]}"
     if not tools:

@@ -102,6 +102,7 @@ def test_a_streamed_call_is_the_invoked_call(scripted: NNM) -> None:
     assert all("<tool" not in chunk.text for chunk in chunks)
 
 
+@pytest.mark.parametrize("constrained", [True, False])
 @pytest.mark.parametrize(
     ("choice", "name"),
     [
@@ -112,21 +113,31 @@ def test_a_streamed_call_is_the_invoked_call(scripted: NNM) -> None:
         (True, "add"),
     ],
 )
-def test_calls_can_be_forced(scripted: NNM, choice: Any, name: str) -> None:
+def test_calls_can_be_forced(
+    scripted: NNM, choice: Any, name: str, constrained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("langchain_nnm.chat_models.can_constrain", lambda: constrained)
     model = ChatNNM(nnm=scripted).bind_tools([add, look_up], tool_choice=choice)
     message = model.invoke("2")
     assert [call["name"] for call in message.tool_calls] == [name]
     assert message.text == ""
 
 
-def test_wrong_choices_and_models_without_tools_are_named(scripted: NNM, nnm: NNM) -> None:
+def test_wrong_choices_and_models_without_tools_are_named(
+    scripted: NNM, nnm: NNM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InvalidInputError, match="tool_choice is 'subtract'"):
         ChatNNM(nnm=scripted).bind_tools([add], tool_choice="subtract").invoke("2")
+    with pytest.raises(InvalidInputError, match="cannot choose one"):
+        ChatNNM(nnm=nnm).bind_tools([add])
+    with pytest.raises(InvalidInputError, match="cannot choose one"):
+        ChatNNM(nnm=nnm).bind(tools=[{"type": "function", "function": {"name": "f"}}]).invoke("2")
+    monkeypatch.setattr("langchain_nnm.chat_models.can_constrain", lambda: False)
     for call in (
-        lambda: ChatNNM(nnm=nnm).bind_tools([add]),
+        lambda: ChatNNM(nnm=nnm).bind_tools([add], tool_choice="any"),
         lambda: ChatNNM(nnm=nnm).with_structured_output({"title": "T", "type": "object", "properties": {}}),
     ):
-        with pytest.raises(InvalidInputError, match="no place for tools"):
+        with pytest.raises(InvalidInputError, match=r"langchain-nnm\[structured\]"):
             call()
 
 

@@ -21,6 +21,7 @@ PUBLIC = {
         "FilterError",
         "Hit",
         "InvalidInputError",
+        "JsonSchema",
         "Memory",
         "MemoryNotFoundError",
         "MemoryNotInjectedError",

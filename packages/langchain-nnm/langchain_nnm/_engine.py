@@ -116,7 +116,7 @@ class EngineOptions(BaseModel):
             InvalidInputError: the call has an option that means nothing here.
         """
         call = {name: value for name, value in call.items() if name not in _IGNORED}
-        memories = call.pop("memories", None)
+        memories, grammar = call.pop("memories", None), call.pop("grammar", None)
         scope = self._scope(call.pop("scope", None), metadata)
         self._check_model(call.pop("model", None))
         unknown = sorted(set(call) - {*_SAMPLING, *_ROUTING})
@@ -135,6 +135,7 @@ class EngineOptions(BaseModel):
             references=references,
             scope=scope,
             stop=tuple((stop if stop is not None else self.stop) or ()),
+            **({} if grammar is None else {"grammar": grammar}),
             **sampling,
             **routing,
         )

@@ -22,16 +22,31 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call
 from langchain_nnm._messages import role_of, text_of
 from nnm_core import InvalidInputError, Memory, Message
 
-_HINT = "Use a model whose chat template takes tools, such as Qwen's, or let the chain call the retriever itself."
+_HINT = (
+    "Use a model whose chat template takes tools, such as Qwen's, or let the chain call the retriever itself. A call "
+    "can be forced (tool_choice='any') with: pip install 'langchain-nnm[structured]'."
+)
 
 
 @dataclass(frozen=True)
 class CallFormat:
-    """How a model writes a call: what stands before it, the text that forces one, and whether it stands alone."""
+    """How a model writes a call.
+
+    Attributes:
+        opening: what stands before it.
+        lead: what the answer is begun with where a call is forced and the rest is kept to a schema.
+        forced: the same where nothing keeps it: up to the name.
+        alone: the call is the whole answer.
+        listed: calls are in a list.
+        arguments: the key of the arguments.
+    """
 
     opening: str
+    lead: str
     forced: str
     alone: bool = False
+    listed: bool = False
+    arguments: str = "arguments"
 
     def safe_end(self, text: str) -> int:
         """How much of a growing answer is certainly no call."""
@@ -45,10 +60,10 @@ class CallFormat:
 
 
 _FORMATS = (
-    ("<tool_call>", CallFormat("<tool_call>", '<tool_call>\n{"name": "')),
-    ("[TOOL_CALLS]", CallFormat("[TOOL_CALLS]", '[TOOL_CALLS][{"name": "')),
+    ("<tool_call>", CallFormat("<tool_call>", "<tool_call>\n", '<tool_call>\n{"name": "')),
+    ("[TOOL_CALLS]", CallFormat("[TOOL_CALLS]", "[TOOL_CALLS]", '[TOOL_CALLS][{"name": "', listed=True)),
 )
-_PLAIN = CallFormat("{", '{"name": "', alone=True)
+_PLAIN = CallFormat("{", "", '{"name": "', alone=True, arguments="parameters")
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,9 @@ def knows_tools(nnm: Any) -> bool:
 def check_tools(nnm: Any) -> None:
     """Raise `InvalidInputError` unless the engine's model can be offered tools."""
     if not takes_tools(nnm.model.tokenizer):
-        raise InvalidInputError(f"The chat template of {nnm.model.name} has no place for tools.", hint=_HINT)
+        raise InvalidInputError(
+            f"The chat template of {nnm.model.name} has no place for tools, so it cannot choose one.", hint=_HINT
+        )
 
 
 def call_format(tokenizer: Any) -> CallFormat:
@@ -83,9 +100,9 @@ def call_format(tokenizer: Any) -> CallFormat:
 
 
 def tool_prompt(
-    nnm: Any, messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]], choice: Any, memories: Sequence[Memory]
-) -> tuple[Message, str]:
-    """The whole prompt, rendered, and the beginning of the answer if a call is forced.
+    nnm: Any, messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]], begun: str, memories: Sequence[Memory]
+) -> Message:
+    """The whole prompt, rendered, with the beginning of the answer.
 
     Memories are put in front of the last user turn as text, where the engine finds them.
     """
@@ -107,19 +124,24 @@ def tool_prompt(
         enable_thinking=False,
         date_string="26 Jul 2024",  # templates that print today's date would change every state every day
     )
-    forced = _forced(call_format(tokenizer), choice, [tool["function"]["name"] for tool in tools])
-    return Message("prompt", str(rendered) + forced), forced
+    return Message("prompt", str(rendered) + begun)
 
 
-def _forced(style: CallFormat, choice: Any, names: list[str]) -> str:
+def chosen(choice: Any, tools: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of the tools of which one must be called; empty if none must.
+
+    Raises:
+        InvalidInputError: a choice that is not understood.
+    """
+    names = [tool["function"]["name"] for tool in tools]
     if isinstance(choice, dict):
         choice = choice.get("function", {}).get("name") or choice.get("name")
     if choice in (None, False, "auto", "none"):
-        return ""
+        return []
     if choice in (True, "any", "required"):
-        return style.forced + (f'{names[0]}", ' if len(names) == 1 else "")
+        return names
     if choice in names:
-        return f'{style.forced}{choice}", '
+        return [choice]
     raise InvalidInputError(f"tool_choice is {choice!r}.", hint=f"Use auto, any, none or one of {', '.join(names)}.")
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
@@ -19,17 +19,19 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_nnm._engine import EngineOptions
 from langchain_nnm._messages import referenced, to_engine
 from langchain_nnm._results import chat_chunks, chat_result
+from langchain_nnm._structured import INSTALL, call_schema, can_constrain, schema_of, structured, with_note
 from langchain_nnm._tools import (
     CallFormat,
     call_format,
     check_tools,
+    chosen,
     knows_tools,
     parse_reply,
     takes_tools,
     tool_prompt,
 )
 from langchain_nnm._version import __version__
-from nnm_core import Chunk, Memory, Message
+from nnm_core import Chunk, InvalidInputError, JsonSchema, Memory, Message
 from nnm_core.aio import iterate
 
 _Runs = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None
@@ -78,8 +80,10 @@ class ChatNNM(EngineOptions, BaseChatModel):
                 image_inputs=False,
                 audio_inputs=False,
                 tool_calling=tools,
-                tool_choice=tools,
-                structured_output=False,  # none that is enforced; through tools it is there
+                tool_choice=tools or can_constrain(),
+                # Through `with_structured_output`. Agents look here and take the way through tools, where calls and
+                # the final answer are of one grammar.
+                structured_output=False,
                 open_weights=True,
             )
 
@@ -109,20 +113,52 @@ class ChatNNM(EngineOptions, BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Offer tools to a model whose chat template takes them.
+        """Offer tools to a model whose chat template takes them, or make any model call one.
 
         Args:
             tools: functions, classes, tools or JSON schemas.
-            tool_choice: ``auto``, ``any`` or ``required``, ``none``, or a name: a forced call is begun for the model.
-            strict: accepted for other models' sake; arguments are not constrained to the schema.
+            tool_choice: ``auto``, ``any`` or ``required``, ``none``, or a name. A forced call is kept to the tool's
+                schema with the extra ``structured``; without it, it is begun for the model.
+            strict: accepted for other models' sake.
             **kwargs: options of the calls.
 
         Raises:
-            InvalidInputError: this model's template has no place for tools.
+            InvalidInputError: the model is to choose, and its template has no place for tools.
         """
-        check_tools(self.nnm)
         schemas = [convert_to_openai_tool(tool) for tool in tools]
+        if schemas and tool_choice not in ("none", False) and not (chosen(tool_choice, schemas) and can_constrain()):
+            check_tools(self.nnm)
         return self.bind(tools=schemas, tool_choice=tool_choice, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type | None = None,
+        *,
+        include_raw: bool = False,
+        method: Literal["json_schema", "json_mode", "function_calling"] = "json_schema",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Answers in the form of a schema, on any model (with the extra ``structured``).
+
+        The form is certain: tokens that would break it are not to be had. The content is as good as the model.
+
+        Args:
+            schema: a pydantic class, a `TypedDict` or a JSON schema.
+            include_raw: a dict with ``raw``, ``parsed`` and ``parsing_error`` in place of the parsed answer.
+            method: ``json_schema``; ``json_mode`` is the same here, any JSON object without a schema;
+                ``function_calling`` goes through a forced call of a tool.
+            strict: accepted for other models' sake; the schema is always kept to.
+            **kwargs: options of the calls.
+
+        Raises:
+            InvalidInputError: the extra is not installed and the model's template has no place for tools.
+        """
+        if method == "function_calling" or not can_constrain():
+            if schema is None:
+                raise InvalidInputError(f"method={method!r} needs a schema.", hint="Pass one, or " + INSTALL)
+            return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
+        return structured(self, schema, include_raw=include_raw, method=method, **kwargs)
 
     def _generate(
         self,
@@ -182,15 +218,28 @@ class ChatNNM(EngineOptions, BaseChatModel):
     def _prompt(self, messages: list[BaseMessage], kwargs: dict[str, Any]) -> _Prompt:
         """What the engine is asked, and how its answer is to be understood."""
         options = dict(kwargs)
-        tools, choice = options.pop("tools", None), options.pop("tool_choice", None)
+        tools, choice = options.pop("tools", None) or [], options.pop("tool_choice", None)
+        form = options.pop("response_format", None)
         references = referenced(self.nnm, messages)
-        if not tools:
-            return _Prompt(to_engine(messages, knows_tools=knows_tools(self.nnm)), references, options)
-        check_tools(self.nnm)
-        memories = self.engine_memories(options.pop("memories", None) or ())
-        message, forced = tool_prompt(self.nnm, messages, tools, choice, memories)
+        able, must = takes_tools(self.nnm.model.tokenizer), chosen(choice, tools)
         style = call_format(self.nnm.model.tokenizer)
-        return _Prompt([message], [*references, *memories], options, style, forced)
+        if form is not None:
+            if tools:
+                raise InvalidInputError("Tools and response_format do not go together.", hint="Make the form a tool.")
+            schema = schema_of(form)
+            messages = with_note(messages, schema) if able else messages
+            options["grammar"] = JsonSchema(schema)
+        elif must and can_constrain():
+            options["grammar"] = JsonSchema(call_schema(tools, must, style))
+        if tools and not able and not must and choice not in ("none", False):
+            check_tools(self.nnm)
+        if not tools or not able:
+            prompt = to_engine(messages, knows_tools=knows_tools(self.nnm))
+            return _Prompt(prompt, references, options, style if must else None)
+        memories = self.engine_memories(options.pop("memories", None) or ())
+        begun = _begun(style, must, kept="grammar" in options)
+        message = tool_prompt(self.nnm, messages, tools, begun, memories)
+        return _Prompt([message], [*references, *memories], options, style, begun)
 
     def _run(self, prompt: _Prompt, stop: list[str] | None, run_manager: _Runs) -> Iterator[Chunk]:
         return self.engine_stream(
@@ -212,3 +261,10 @@ class ChatNNM(EngineOptions, BaseChatModel):
             raise RuntimeError("the stream ended without an answer")  # the engine always ends with one
         reply = parse_reply(prompt.forced + chunk.answer.text, prompt.style) if prompt.style else None
         return chat_result(self.model, chunk.answer, reply)
+
+
+def _begun(style: CallFormat, must: Sequence[str], *, kept: bool) -> str:
+    """What a forced call is begun with; `kept` says that a grammar does the rest."""
+    if not must or kept:
+        return style.lead if must else ""
+    return style.forced + (f'{must[0]}", ' if len(must) == 1 else "")

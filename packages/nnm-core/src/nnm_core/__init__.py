@@ -30,6 +30,7 @@ from nnm_core.records import Answer, Chunk, Hit, Memory, MemoryUse, Message, Rec
 
 if TYPE_CHECKING:
     from nnm_core.engine import NNM
+    from nnm_core.injection.json_schema import JsonSchema
 
 __all__ = [
     "NNM",
@@ -41,6 +42,7 @@ __all__ = [
     "Hit",
     "InjectionSettings",
     "InvalidInputError",
+    "JsonSchema",
     "Memory",
     "MemoryNotFoundError",
     "MemoryNotInjectedError",
@@ -64,4 +66,8 @@ def __getattr__(name: str) -> Any:
         from nnm_core.engine import NNM
 
         return NNM
+    if name == "JsonSchema":
+        from nnm_core.injection.json_schema import JsonSchema
+
+        return JsonSchema
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,6 +26,7 @@ from nnm_core.ingest import Ingest, new_memories
 from nnm_core.injection.compose import Composer
 from nnm_core.injection.compose import composer as pick
 from nnm_core.injection.generate import DecodeSettings
+from nnm_core.injection.guide import Grammar
 from nnm_core.injection.prefill import memory_point
 from nnm_core.injection.selftest import SelfTest, self_test
 from nnm_core.injection.settings import AS_READ, InjectionSettings
@@ -325,6 +326,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace):
         top_k: int = 0,
         stop: str | Sequence[str] = (),
         seed: int | None = None,
+        grammar: Grammar | None = None,
     ) -> Iterator[Chunk]:
         """Answer from memory, piece by piece; the last chunk carries the finished `Answer`.
 
@@ -352,6 +354,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace):
             strict: raise where a memory would be read as text, unless it is read once to be kept.
             temperature, top_p, top_k, seed: sampling; greedy by default.
             stop: strings that end the answer.
+            grammar: the only form that the answer may have, such as `JsonSchema({...})`.
 
         Raises:
             ContextOverflowError: the prompt is too long; nothing is ever cut silently.
@@ -364,7 +367,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace):
         _check_choice("order", order, ("ranked", "canonical"))
         _check_choice("overflow", overflow, ("raise", "drop"))
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        decoding = DecodeSettings(max_tokens, temperature, top_p, top_k, stops, seed)
+        decoding = DecodeSettings(max_tokens, temperature, top_p, top_k, stops, seed, grammar)
         if isinstance(question, str):
             hits = self._hits(question, memories, mode, k=k, filter=filter, scope=scope, rerank=rerank)
             placed = in_order([hit.memory for hit in hits], order)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from nnm_core.errors import InvalidInputError
+from nnm_core.injection.guide import Grammar, Guide
 from nnm_core.injection.prefill import forward
 from nnm_core.model.load import LoadedModel
 from nnm_core.states.cache import PlacedCache
@@ -38,6 +39,7 @@ class DecodeSettings:
         top_k: sample from so many most likely tokens; 0 for all.
         stop: strings that end the answer and are cut from it; they may span tokens.
         seed: makes sampling repeatable; None draws a fresh one.
+        grammar: the only form that an answer may have; None for any.
     """
 
     max_tokens: int = 128
@@ -46,6 +48,7 @@ class DecodeSettings:
     top_k: int = 0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -71,9 +74,10 @@ class Decoded:
 def decode(model: LoadedModel, cache: PlacedCache, logits: Tensor, settings: DecodeSettings) -> Iterator[Decoded]:
     """Decode behind a prefilled `cache`, starting from the prompt's last `logits` [vocabulary]."""
     choose = _Chooser(settings, logits.device)
+    guide = None if settings.grammar is None else settings.grammar.guide(model, settings.max_tokens)
     text = TextStream(model.tokenizer, settings.stop)
     for index in range(settings.max_tokens):
-        token = choose(logits)
+        token = choose(logits) if guide is None else _guided(guide, choose, logits, settings.max_tokens - index - 1)
         if token in model.eos_token_ids:
             yield Decoded(token, text.finish(), "stop")
             return
@@ -81,12 +85,20 @@ def decode(model: LoadedModel, cache: PlacedCache, logits: Tensor, settings: Dec
         if text.stopped:
             yield Decoded(token, piece, "stop")
             return
+        if guide is not None and guide.finished:
+            yield Decoded(token, piece + text.finish(), "stop")
+            return
         if index == settings.max_tokens - 1:
             yield Decoded(token, piece + text.finish(), "length")
             return
         yield Decoded(token, piece)
         with torch.inference_mode():
             logits = forward(model, cache, [token])
+
+
+def _guided(guide: Guide, choose: Callable[[Tensor], int], logits: Tensor, left: int) -> int:
+    allowed = torch.from_numpy(guide.allowed(len(logits))).to(logits.device)
+    return guide.accept(choose(logits.masked_fill(~allowed, float("-inf"))), left)
 
 
 class _Chooser:
