@@ -51,6 +51,10 @@ def add(
         typer.Option(min=0, metavar="WORDS", help="Cut text files into pieces of this size; 0: keep them whole."),
     ] = 250,
     skip_errors: Annotated[bool, typer.Option("--skip-errors", help="Go on without what cannot be read.")] = False,
+    codec: Annotated[
+        str | None,
+        typer.Option("--codec", help="How states are kept: native, int8, int4, residual-int8, tokens; stays as it is."),
+    ] = None,
     model: shared.ModelOption = shared.DEFAULT_MODEL,
     path: shared.PathOption = shared.DEFAULT_PATH,
     namespace: shared.NamespaceOption = shared.DEFAULT_NAMESPACE,
@@ -66,7 +70,7 @@ def add(
     wanted = sources or ([] if sys.stdin.isatty() else ["-"])
     if not wanted:
         raise typer.BadParameter("name files or folders, or pipe text in", param_hint="FILE")
-    session = Session(model, path, namespace, device, rebuild)
+    session = Session(model, path, namespace, device, rebuild, codec)
     skipped: list[Unreadable] = []
     started = time.perf_counter()
     documents = _readable(read_documents(wanted, split=split, jsonl_stdin=jsonl), skipped, skip_errors)

@@ -48,6 +48,7 @@ class Session:
     namespace: str = DEFAULT_NAMESPACE
     device: str | None = None
     rebuild: bool = False
+    codec: str | None = None
 
     def config(self) -> dict[str, str | None]:
         """The settings as they appear under ``config`` in JSON files."""
@@ -85,6 +86,7 @@ def opened(session: Session, *, create: bool = False) -> Iterator[NNM]:
             namespace=session.namespace,
             device=session.device,
             rebuild=session.rebuild,
+            **({} if session.codec is None else {"codec": session.codec}),
         )
     try:
         yield engine
