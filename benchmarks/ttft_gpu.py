@@ -75,6 +75,7 @@ def main() -> None:
     options.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096, 8192, 16384, 32768])
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--codecs", nargs="*", default=["int8", "int4"], help="codecs beside native")
+    options.add_argument("--disk-to", type=int, default=32768, help="longest memory that is also kept in files")
     options.add_argument("--seconds", type=float, default=1e9, help="measure no further length after so long")
     options.add_argument("--folder", type=Path, default=None, help="where files of states are written (a real disk)")
     options.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
@@ -95,7 +96,12 @@ def main() -> None:
             if time.perf_counter() - began > arguments.seconds:
                 report["config"]["stopped_before"] = length
                 break
-            measure(Subject(model, length, Path(folder), arguments.codecs), arguments.repeats, machine, report)
+            measure(
+                Subject(model, length, Path(folder), arguments.codecs, arguments.disk_to),
+                arguments.repeats,
+                machine,
+                report,
+            )
             gc.collect()
             if arguments.json:
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -176,6 +182,7 @@ class Subject:
     length: int
     folder: Path
     more_codecs: Sequence[str] = ()
+    disk_to: int = 32768
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.length)
@@ -189,7 +196,9 @@ class Subject:
         self.placed = PlacedState(state.chain, self.length, tuple(zip(*_placed(self.model, state), strict=True)))
         self.bytes = state.nbytes
         self.files = self.folder / str(self.length)
-        self.stores: dict[str, BlobStore] = {"ram": open_blobs(None), "disk": open_blobs(self.files)}
+        self.stores: dict[str, BlobStore] = {"ram": open_blobs(None)}
+        if self.length <= self.disk_to:
+            self.stores["disk"] = open_blobs(self.files)
         for name, codec in self.codecs.items():
             tensors = codec.encode(state)
             for store in self.stores.values():
@@ -283,6 +292,8 @@ def measure(subject: Subject, repeats: int, machine: Mapping[str, Any], report: 
     for codec in subject.more_codecs:
         arms[codec] = (model, lambda codec=codec: subject.stored("ram", codec), False)  # type: ignore[misc]  # default
         arms[f"{codec} file"] = (model, lambda codec=codec: subject.stored("disk", codec), False)  # type: ignore[misc]
+    if "disk" not in subject.stores:
+        arms = {name: arm for name, arm in arms.items() if not name.endswith(("disk", "file", "cache", "first use"))}
     length = str(subject.length)
     cold: dict[str, float] = {}
     for name, (with_model, plan, _) in arms.items():  # capture, pinned buffers, autotuning: not in the figures
@@ -367,7 +378,7 @@ def summary(report: Mapping[str, Any]) -> dict[str, Any]:
         for name, row in report["arms"].items() if name != "read"
     }  # fmt: skip
     pays = {
-        name: next((int(n) for n in sorted(row, key=int) if row[n] < reading[n]), None)
+        name: next((int(n) for n in sorted(row, key=int) if n in row and row[n] < reading[n]), None)
         for name, row in arms.items() if name != "read"
     }  # fmt: skip
     return {
@@ -398,6 +409,8 @@ def show(report: Mapping[str, Any]) -> None:
             + ", ".join(f"{k} {v:.1f}" for k, v in row.items())
         )
         for name, arm in report["arms"].items():
+            if n not in arm["seconds_to_first_token"]:
+                continue
             ratio = f"{report['ratio'][name][n]:6.1f} x" if name != "read" else ""
             say(f"    {name:12} {1000 * arm['seconds_to_first_token'][n]:9.1f} ms {ratio}")
     for n, row in report["decode"].items():

@@ -92,7 +92,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: floa
     if query.is_cuda:
         attend = torch.ops.aten._scaled_dot_product_efficient_attention  # the public function hides the log-sum-exp
         found: tuple[Tensor, ...] = attend(query, key, value, mask, True, scale=scale)
-        return found[0], found[1][..., : query.shape[2]]
+        out, lse = found[:2]
+        return out, lse[..., : query.shape[2]]
     scores = query.float() @ key.float().transpose(-1, -2) * scale + mask
     lse = scores.logsumexp(-1)
     out: Tensor = (scores - lse[..., None]).exp() @ value.float()
