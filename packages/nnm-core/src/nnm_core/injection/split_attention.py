@@ -83,7 +83,8 @@ def _parts(kv_heads: int, queries: int, keys: int) -> int:
 
 def _cut(states: Tensor, parts: int) -> Tensor:
     """[1, kv_heads, keys, head_dim] -> [parts, kv_heads, keys of a part, head_dim], a view."""
-    return states[0].unflatten(1, (parts, -1)).transpose(0, 1)
+    cut: Tensor = states[0].unflatten(1, (parts, -1))
+    return cut.transpose(0, 1)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -96,7 +97,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: floa
         return out, lse[..., : query.shape[2]]
     scores = query.float() @ key.float().transpose(-1, -2) * scale + mask
     lse = scores.logsumexp(-1)
-    out: Tensor = (scores - lse[..., None]).exp() @ value.float()
+    out = (scores - lse[..., None]).exp() @ value.float()
     return out.to(query.dtype), lse
 
 
