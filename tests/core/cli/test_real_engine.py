@@ -145,6 +145,20 @@ def test_the_doctor_examines_the_model(cli: Nnm, reader: Path) -> None:
     assert (ran.code == 0) == all(check["ok"] is not False for check in checks.values())
 
 
+def test_the_doctor_measures_and_calibrates(cli: Nnm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # other tests must not know these costs
+    Path("q.jsonl").write_text('{"question": "When are the bins collected?", "answers": ["Tuesday"]}\n')
+    ran = cli("doctor", "--costs", "--calibrate", "--questions", "q.jsonl", "--count", "2", "--json", "-")
+    report = json.loads(ran.out)
+    assert {"native ram", "int4 disk"} <= set(report["costs"]["load"])
+    assert set(report["costs"]["break_even_tokens"]) >= {"load native ram", "compose concatenate"}
+    assert report["calibration"]["native"]["agreement"] == 1.0
+    assert report["calibration"]["concatenate"]["prompts"] == 1
+    assert report["planner"]["calibrated"] == sorted(report["calibration"])
+    shown = cli("doctor", "--costs")
+    assert "pays from" in shown.out and "load int8 disk" in shown.out
+
+
 def test_the_doctor_says_what_is_missing(real_nnm: Nnm) -> None:
     ran = real_nnm("doctor", "--model", "./no-such-model")
     assert ran.code == 1

@@ -9,6 +9,7 @@ from tests.core.tiny import tiny_reader
 
 from nnm_core import NNM, Message
 from nnm_core.errors import InvalidInputError, MemoryNotFoundError
+from nnm_core.injection.planner import Planner, Quality
 
 TEXTS = {"c": "The bins go on Tuesday.", "a": "Paper is collected on Friday.", "b": "Glass is on Monday."}
 
@@ -78,7 +79,9 @@ def test_a_composed_memory_says_so_and_its_agreement_is_unknown_until_measured(n
 def test_auto_composes_only_where_the_agreement_is_known_to_be_high(
     nnm: NNM, measured: float | None, action: str
 ) -> None:
-    nnm._answerer.agreement = lambda composer: measured if composer == "concatenate" else None
+    if measured is not None:
+        known = Quality(measured, kl=0.1, f1=0.8, f1_read=1.0, prompts=4, tokens=96, kind="composer")
+        nnm.planner = Planner(quality={"concatenate": known})
     receipt = nnm.answer("When?", memories=["a", "b"], composer="concatenate", max_tokens=2).receipt
     assert receipt.parts[1].action == action
     assert receipt.parts[1].expected_agreement == (measured if action == "composed" else 1.0)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from nnm_core.errors import ContextOverflowError, InvalidInputError, MemoryNotInjectedError, PositionError
-from nnm_core.injection.compose import AUTO_BOUND, Composed, Composer, Composition, composer
+from nnm_core.injection.compose import Composed, Composer, Composition, composer
 from nnm_core.injection.compose.concatenate import Concatenate
 from nnm_core.injection.generate import DecodeSettings, decode
 from nnm_core.injection.plan import FIRST_TIME, Plan, Step, make_plan, read_plan
+from nnm_core.injection.planner import Planner
 from nnm_core.injection.prefill import keep_read, prefill
 from nnm_core.injection.settings import AS_READ, InjectionSettings
 from nnm_core.injection.strength import Scaled, during, each_during, scaled
@@ -26,18 +27,11 @@ logger = logging.getLogger(__name__)
 
 # The stored state of a memory, or None if there is none that this model can use.
 FindState = Callable[[Memory], State | None]
-# Name of a composer -> share of greedy tokens that are those of reading, measured on this model; None: not measured.
-Agreement = Callable[[str], float | None]
 
 
 def in_order(memories: Sequence[Memory], order: Order) -> list[Memory]:
     """The memories in the order in which they are put into a prompt: as ranked, or by id."""
     return sorted(memories, key=lambda memory: memory.id) if order == "canonical" else list(memories)
-
-
-def not_measured(composer: str) -> float | None:
-    """Nobody has calibrated this model."""
-    return None
 
 
 @dataclass(frozen=True)
@@ -56,6 +50,7 @@ class Request:
         composer: how states of other left contexts are placed side by side.
         order: how the memories of a question are ordered.
         injection: how strongly and in which layers the memories are felt.
+        budget: tokens that the prompt may have at most; None for what the model's context has room for.
     """
 
     messages: Sequence[PromptMessage]
@@ -69,6 +64,7 @@ class Request:
     composer: Composer = field(default_factory=composer)
     order: Order = "ranked"
     injection: InjectionSettings = AS_READ
+    budget: int | None = None
 
 
 @dataclass
@@ -78,7 +74,8 @@ class Answerer:
     Attributes:
         fingerprint: for the receipts.
         refusal: why this model's states may not be injected at all; empty if they may.
-        agreement: what is known about each composer on this model; ``auto`` composes only where that is enough.
+        planner: what is known about costs on this machine and quality on these memories; ``auto`` composes only where
+            that is enough, and nothing is loaded that is read faster.
     """
 
     model: LoadedModel
@@ -87,11 +84,16 @@ class Answerer:
     find_state: FindState
     fingerprint: str
     refusal: str = ""
-    agreement: Agreement = not_measured
+    planner: Planner = field(default_factory=Planner)
 
-    def check_fit(self, segments: Sequence[Segment], max_tokens: int) -> None:
-        """Raise `ContextOverflowError` unless the prompt and the answer fit the model's context."""
+    def check_fit(self, segments: Sequence[Segment], max_tokens: int, budget: int | None = None) -> None:
+        """Raise `ContextOverflowError` unless prompt and answer fit the model's context, and the prompt its budget."""
         length = sum(len(segment.ids) for segment in segments)
+        if budget is not None and length > budget:
+            raise ContextOverflowError(
+                f"The prompt has {length} tokens, more than its budget of {budget}.",
+                hint="Recall fewer memories (k), or raise the budget.",
+            )
         if length + max_tokens > self.model.context_limit:
             raise ContextOverflowError(
                 f"The prompt has {length} tokens and {max_tokens} are to be generated, but {self.model.name} has a "
@@ -106,7 +108,7 @@ class Answerer:
         while True:
             messages = question_prompt(question, in_order([hit.memory for hit in hits], request.order), system)
             try:
-                self.check_fit(self.format.segments(messages), request.decoding.max_tokens)
+                self.check_fit(self.format.segments(messages), request.decoding.max_tokens, request.budget)
             except ContextOverflowError:
                 if not hits:
                     raise
@@ -122,7 +124,7 @@ class Answerer:
             MemoryNotInjectedError: the request is strict and a memory has no state that can be used.
         """
         segments = self.format.segments(request.messages)
-        self.check_fit(segments, request.decoding.max_tokens)
+        self.check_fit(segments, request.decoding.max_tokens, request.budget)
         plan = self.plan(segments, request)
         if request.strict:
             _refuse_text(plan)
@@ -168,7 +170,8 @@ class Answerer:
             limit = self.model.positions.length_limit
             return read_plan(segments, f"this model's rotary tables change beyond {limit} positions")
         refusal = request.composer.refusal(self.model)
-        compose = request.policy == "fast" or (self.agreement(request.composer.name) or 0.0) >= AUTO_BOUND
+        known = self.planner.agreement(request.composer.name) or 0.0
+        compose = request.policy == "fast" or known >= self.planner.bound
         return make_plan(
             segments,
             request.policy,
@@ -176,6 +179,7 @@ class Answerer:
             self._find_any,
             compose=compose and not refusal,
             reason=refusal if compose and refusal else FIRST_TIME,
+            read_instead=None if request.strict else self._read_instead,
         )
 
     def _steering(self, plan: Plan, request: Request) -> Scaled | None:
@@ -188,6 +192,12 @@ class Answerer:
                 hint="Use composer='concatenate', or policy='exact'.",
             )
         return found
+
+    def _read_instead(self, segment: Segment, name: str, composed: bool) -> str:
+        """Why a memory is better read, though it may be loaded; what lies placed in RAM is always loaded."""
+        if name in self.tree:
+            return ""
+        return self.planner.read_instead(len(segment.ids), composed=composed)
 
     def _prefill(self, plan: Plan, request: Request) -> Composed:
         """Carry out the plan; only a prompt in which something was moved needs the composer."""
@@ -285,7 +295,7 @@ class Answerer:
         origin = NATIVE if step.state is None else step.state.origin
         known: float | None = 1.0
         if step.tier in ("composed", "compressed"):
-            known = self.agreement(request.composer.name if step.tier == "composed" else origin.codec)
+            known = self.planner.agreement(request.composer.name if step.tier == "composed" else origin.codec)
         return MemoryUse(
             id=memory.id,
             action=step.action,

@@ -34,6 +34,7 @@ from nnm_core.injection.tree import DEFAULT_BUDGET, Node, StateTree
 from nnm_core.model.fingerprint import digest
 from nnm_core.model.load import MINI, LoadedModel, ModelSettings, load_model
 from nnm_core.model.prompt import DEFAULT_SYSTEM, PromptFormat, PromptMessage, question_prompt
+from nnm_core.planning import PlanFace, open_planner
 from nnm_core.recall.dialogue import Asking, answer_now
 from nnm_core.recall.leases import LeaseBook
 from nnm_core.recalling import Recall, describe
@@ -49,7 +50,7 @@ Missing = Literal["raise", "skip"]
 Question = str | Sequence[Message]
 
 
-class NNM(VectorFace, ScoreFace, AsyncFace):
+class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace):
     """A model and one namespace of memories. Use as a context manager, or call `close()`."""
 
     def __init__(
@@ -81,6 +82,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace):
             self._collection.find_state,
             fingerprint=digest(model.fingerprint, self._collection.codec.name),
             refusal=self.selftest.refusal,
+            planner=open_planner(model, self._collection),
         )
         if self._collection.needs_rereading:
             self._reread()
@@ -315,6 +317,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace):
         composer: str | Composer | None = None,
         order: Order = "ranked",
         injection: InjectionSettings = AS_READ,
+        budget: int | None = None,
         mode: Mode = "inject",
         filter: Any = None,
         rerank: bool = False,
@@ -346,6 +349,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace):
                 memories stand in the same order whatever was asked, and more of them are found exact. It has no say
                 over memories whose text stands in a chat prompt already.
             injection: how strongly, and in which layers, the memories are felt; by default as if they were read.
+            budget: most tokens of the prompt; the lowest ranked memories of a question are dropped until it fits.
             mode: ``inject``; ``read`` reads the very same tokens; ``bare`` asks without any memory.
             filter: metadata conditions for the search.
             rerank: as in `search`.
@@ -374,10 +378,11 @@ class NNM(VectorFace, ScoreFace, AsyncFace):
             messages: list[PromptMessage] = question_prompt(question, placed, self.system)
         else:
             hits, messages = self._chat(question, memories, references, mode, scope, order, strict=strict)
-        way = pick(composer, self.model, plain=injection != AS_READ)
-        how: dict[str, Any] = {"composer": way, "order": order, "injection": injection}
+        automatic = self.planner.automatic if policy == "auto" and injection == AS_READ else None
+        way = pick(composer or automatic, self.model, plain=injection != AS_READ)
+        how: dict[str, Any] = {"composer": way, "order": order, "injection": injection, "budget": budget}
         request = Request(messages, hits, mode, policy, decoding, started, strict=strict, **how)
-        if overflow == "drop" and isinstance(question, str):
+        if (overflow == "drop" or budget is not None) and isinstance(question, str):
             request = self._answerer.drop_until_fit(request, question, self.system)
         self._left_state()
         return self._answerer.stream(request)
@@ -448,6 +453,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace):
             "codec": self._collection.codec.name,
             "fingerprint": self._answerer.fingerprint,
             "selftest": {**asdict(self.selftest), "passed": self.selftest.passed},
+            "planner": self.planner.report(),
         }
 
     def close(self) -> None:

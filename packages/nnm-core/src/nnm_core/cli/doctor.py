@@ -8,12 +8,13 @@ import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from nnm_core.cli import planning
 from nnm_core.cli import session as shared
 from nnm_core.cli.output import owns_stdout, stderr, stdout
 from nnm_core.errors import NNMError
@@ -48,8 +49,14 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     load: Annotated[bool, typer.Option("--load/--no-load", help="Load the model and look at its self-test.")] = True,
+    costs: Annotated[bool, typer.Option("--costs", help="Measure what reading and loading cost here.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Measure the costs again.")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Compare with reading on your memories.")] = False,
+    questions: planning.QuestionsOption = None,
+    count: planning.CountOption = 16,
     model: shared.ModelOption = shared.DEFAULT_MODEL,
     path: shared.PathOption = shared.DEFAULT_PATH,
+    namespace: shared.NamespaceOption = shared.DEFAULT_NAMESPACE,
     device: shared.DeviceOption = None,
     json: shared.JsonOption = None,
 ) -> None:
@@ -59,9 +66,18 @@ def doctor(
     if load:
         with stderr().status(f"Opening {model} ..."):
             checks += model_checks(model, device)
-    write_json(json, {"config": {"model": model, "path": str(path), "device": device}, "checks": checks})
+    report: dict[str, Any] = {"config": {"model": model, "path": str(path), "device": device}, "checks": checks}
+    tables = [_table(checks)]
+    if all(check.ok is not False for check in checks):
+        if costs or refresh:
+            tables.append(planning.show_costs(model, path, device, report, refresh=refresh))
+        if calibrate:
+            session = shared.Session(model, path, namespace, device)
+            tables.append(planning.show_quality(session, report, questions=questions, count=count))
+    write_json(json, report)
     if not owns_stdout(json):
-        stdout().print(_table(checks))
+        for table in tables:
+            stdout().print(table)
     if any(check.ok is False for check in checks):
         raise typer.Exit(1)
 

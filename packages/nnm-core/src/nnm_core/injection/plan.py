@@ -22,6 +22,8 @@ FIRST_TIME = "no state behind this left context yet; read, and kept for the next
 FindExact = Callable[[Segment, str, int], PlacedState | None]
 # (segment, position of its first token) -> the memory's state from another left context, moved there
 FindAny = Callable[[Segment, int], PlacedState | None]
+# (segment, name of the context that ends with it, whether it would have to be composed) -> why not to load it, or empty
+ReadInstead = Callable[[Segment, str, bool], str]
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def make_plan(
     *,
     compose: bool | None = None,
     reason: str = FIRST_TIME,
+    read_instead: ReadInstead | None = None,
 ) -> Plan:
     """Walk `segments` and decide.
 
@@ -116,6 +119,7 @@ def make_plan(
     Args:
         compose: whether to compose; by default only ``fast`` does, and ``exact`` never does.
         reason: what is said of memories that are read because no state fits.
+        read_instead: why a memory is to be read whatever states there are.
     """
     composes = policy != "exact" and (policy == "fast" if compose is None else compose)
     steps: list[Step] = []
@@ -123,8 +127,14 @@ def make_plan(
     for index, segment in enumerate(segments):
         last = index == len(segments) - 1
         began = time.perf_counter()
-        state = find_exact(segment, name, start) if exact and not last else None
-        name = chain(name, segment.ids)
+        left, name = name, chain(name, segment.ids)
+        if read_instead is not None and segment.memory is not None and not last:
+            better = read_instead(segment, name, not exact)
+            if better:  # what is read behind an exact context is exact as well
+                steps.append(Step(segment, start, name, "read", None, better))
+                start += len(segment.ids)
+                continue
+        state = find_exact(segment, left, start) if exact and not last else None
         action: UseAction = "exact" if state is not None else "read"
         why = "the prompt ends with it" if last else reason
         if state is None:
