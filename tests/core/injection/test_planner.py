@@ -175,7 +175,7 @@ def test_calibration_tells_exact_from_approximate_and_is_kept(tmp_path: Path) ->
         assert 0.0 < found["int8"].kl < found["int4"].kl
         assert found["concatenate"].kind == "composer" and found["int4"].prompts == 3
         composed = engine.answer("When?", memories=["a", "b"], policy="fast", max_tokens=2).receipt
-        assert composed.parts[1].expected_agreement == found["concatenate"].agreement
+        assert composed.parts[1].expected_agreement == found[composed.composer].agreement
     with NNM.open(tiny_reader(), path=tmp_path) as engine:
         assert engine.planner.quality == found
 
