@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nnm_core.errors import InvalidInputError
-from nnm_core.evaluation.statistics import mcnemar, mcnemar_p
+from nnm_core.evaluation.statistics import holm, mcnemar, mcnemar_p
 
 
 def test_mcnemar_counts_only_items_on_which_the_two_differ() -> None:
@@ -29,3 +29,9 @@ def test_two_equal_systems_do_not_differ() -> None:
 def test_lists_of_different_length_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="one length"):
         mcnemar([1, 0], [1])
+
+
+def test_holm_corrects_for_the_number_of_tests_and_keeps_the_order() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -106,6 +106,16 @@ def mcnemar_p(ours: int, theirs: int) -> float:
     return float(binomtest(ours, ours + theirs, 0.5).pvalue) if ours + theirs else 1.0
 
 
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values of several tests corrected together (Holm 1979): p_(i) * (m - i + 1), made non-decreasing, at most 1."""
+    corrected = [1.0] * len(ps)
+    largest = 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
+        largest = max(largest, min(1.0, ps[place] * (len(ps) - rank)))
+        corrected[place] = largest
+    return corrected
+
+
 def _means(data: NDArray[np.float64], draws: int, seed: int, block: int = 1000) -> NDArray[np.float64]:
     generator = np.random.default_rng(seed)
     parts: Sequence[NDArray[np.float64]] = [
