@@ -55,12 +55,9 @@ format: $(VENV)/.lint  ## let ruff repair what it can
 types: $(VENV)/.dev  ## mypy --strict over the packages, benchmarks and examples
 	$(BIN)/mypy $(SOURCES) $(wildcard $(PROGRAMS:%=%/*.py))
 
-bench: $(VENV)/.dev  ## the measurements of docs/results; BEIR=folder adds retrieval on a set in BEIR's layout
-	@mkdir -p $(OUT)/bench
-	$(BIN)/python benchmarks/exactness.py --json $(OUT)/bench/exactness.json
-	$(BIN)/python benchmarks/ttft.py --json $(OUT)/bench/ttft.json --plot $(OUT)/bench/ttft.png
-	$(BIN)/python benchmarks/ingest.py --json $(OUT)/bench/ingest.json --plot $(OUT)/bench/ingest.png
-	$(if $(BEIR),$(BIN)/python benchmarks/retrieval.py --data $(BEIR) --json $(OUT)/bench/retrieval.json)
+bench: $(VENV)/.dev  ## every measurement: docs/results.md from out/bench; DATA=folder, QUICK=1, AGAIN=1
+	$(BIN)/python benchmarks/run_all.py --out $(OUT)/bench $(if $(DATA),--data $(DATA)) $(if $(AGAIN),--again) \
+	  $(if $(QUICK),--quick,--page docs/results.md) $(BENCH_ARGS)
 
 examples: $(VENV)/.dev  ## run every program in examples/
 	@set -e; for program in $(EXAMPLES); do echo "== $$program"; $(BIN)/python -W error::DeprecationWarning:__main__ $$program; done

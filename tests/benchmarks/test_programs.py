@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.core.families import make
 from tests.core.tiny import byte_tokenizer
+
+from nnm_core.evaluation.embedders import minilm_is_installed
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,3 +45,56 @@ def test_a_benchmark_writes_arms_config_and_plot(
     assert report["config"]["repeats"] == 2
     assert report["ratio"]
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def long_reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "long"
+    make("qwen3", max_position_embeddings=8192).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def report_of(program: str, reader: Path, folder: Path, *options: str) -> dict[str, Any]:
+    command = [sys.executable, str(ROOT / "benchmarks" / program), "--model", str(reader), "--device", "cpu"]
+    command += ["--json", str(folder / "r.json"), "--max-tokens", "3", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads((folder / "r.json").read_text())
+    return report
+
+
+@pytest.mark.skipif(not minilm_is_installed(), reason="needs the extra 'demo'")
+def test_equal_budget_pairs_the_arms_at_the_same_tokens(long_reader: Path, tmp_path: Path) -> None:
+    sizes = ["--questions", "3", "--timed", "1", "--read", "1", "2", "--composed", "1", "2"]
+    report = report_of("equal_budget.py", long_reader, tmp_path, *sizes, "--plot", str(tmp_path / "r.png"))
+    assert {arm: list(cells) for arm, cells in report["arms"].items()} == {
+        "rag": ["1", "2"],
+        "exact": ["1", "2"],
+        "composed": ["1", "2"],
+    }
+    for cells in (report["arms"]["rag"], report["arms"]["exact"]):
+        for row in cells.values():
+            assert row["same_answer_as_reading"] == row["timed"] == 1
+            assert row["dropped_passages"] == 0
+    assert {(row["arm"], row["rag_passages"], row["passages"]) for row in report["same_tokens"]} == {
+        ("exact", 1, 1),
+        ("exact", 2, 2),
+        ("composed", 1, 1),
+        ("composed", 2, 2),
+    }
+    assert all(row["mcnemar"]["count"] == 3 for row in report["same_tokens"])
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_original_claims_are_measured_with_the_mistake_and_without(long_reader: Path, tmp_path: Path) -> None:
+    report = report_of(
+        "original_claims.py", long_reader, tmp_path, "--questions", "2", "--cases", "4", "--limit", "500"
+    )
+    before = report["arms"]["layout: before, injected"]
+    assert before["same_answer_as_read"] == before["items"] == 2
+    assert {name for name in report["arms"] if name.startswith("needle")} == {
+        f"needle: {arm}, {kind}" for arm in ("RAG", "NNM") for kind in ("cut", "whole")
+    }
+    (first, *_) = report["published"]
+    assert first["as_counted"]["p"] < 0.01 < 0.2 < first["each_item_once"]["p"]

@@ -47,9 +47,14 @@ def environment(model: LoadedModel) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "machine": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: found for name in VERSIONS if (found := _version(name))},
+        "versions": versions(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
+
+
+def versions() -> dict[str, str]:
+    """The packages that a result depends on."""
+    return {name: found for name in VERSIONS if (found := _version(name))}
 
 
 def _version(name: str) -> str | None:

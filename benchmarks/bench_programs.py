@@ -1,0 +1,169 @@
+"""Which programs make up the whole measurement, with what arguments, and for how long each may run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+QUICK_LIMIT = 240
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program of the whole measurement.
+
+    Attributes:
+        name: of its files; also says how its result is shown.
+        title: heading on the page.
+        command: words; those in braces stand for paths (`{squad}`, `{scifact}`, `{text}`, `{store}`, `{out}`).
+        limit: seconds after which it is stopped.
+        alone: it measures times, so nothing else runs beside it.
+        plot: it takes ``--plot``.
+    """
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    limit: int
+    alone: bool = False
+    plot: bool = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The data that it cannot do without."""
+        return tuple(name for name in ("squad", "scifact", "locomo") if f"{{{name}}}" in self.command)
+
+    def shown(self, places: Mapping[str, str]) -> str:
+        """The command as a reader would type it, without the files that it writes."""
+        return " ".join(word.format(**places) if word.startswith("{") else word for word in self.command)
+
+
+def programs(*, squad: bool, quick: bool, root: Path) -> list[Program]:
+    """All programs, the most important first; those whose file is not there are left out.
+
+    Args:
+        squad: whether the SQuAD articles are given; without them the demo's passages are used where that is possible.
+        quick: sizes that only show that everything runs.
+        root: of the repository.
+    """
+    listed = [*_timed(squad, quick), *_answers(squad, quick)]
+    return [program for program in listed if _is_there(program, root)]
+
+
+def _is_there(program: Program, root: Path) -> bool:
+    return program.command[0] != "python" or (root / program.command[1]).is_file()
+
+
+def _n(quick: bool, full: str, small: str) -> Sequence[str]:
+    return (small if quick else full).split()
+
+
+def _timed(squad: bool, quick: bool) -> list[Program]:
+    data = ("--squad", "{squad}") if squad and not quick else ()
+    listed = [
+        Program(
+            "equal_budget",
+            "Equal budget: classic RAG and NNM at the same time, and at the same tokens",
+            ("python", "benchmarks/equal_budget.py", *data, "--store", "{store}",
+             *_n(quick, "--questions 300 --timed 12 --read 1 2 3 5 --composed 1 2 3 5 8",
+                 "--questions 4 --timed 1 --read 1 2 --composed 1 2")),
+            1100, alone=True, plot=True,
+        ),
+        Program(
+            "ttft", "Time to the first token",
+            ("python", "benchmarks/ttft.py", *_n(quick, "--repeats 5", "--repeats 1 --lengths 100 200")),
+            240, alone=True, plot=True,
+        ),
+        Program(
+            "ingest", "What ingest costs",
+            ("python", "benchmarks/ingest.py",
+             *_n(quick, "--passages 24 --repeats 3", "--passages 4 --tokens 60 --repeats 1")),
+            240, alone=True, plot=True,
+        ),
+        Program(
+            "langchain_overhead", "What LangChain adds",
+            ("python", "benchmarks/langchain_overhead.py", *_n(quick, "--repeats 7", "--repeats 1 --tokens 60")),
+            200, alone=True,
+        ),
+        Program(
+            "llamaindex_overhead", "What LlamaIndex adds",
+            ("python", "benchmarks/llamaindex_overhead.py",
+             *_n(quick, "--texts 16 --questions 12", "--texts 4 --questions 2")),
+            200, alone=True,
+        ),
+        Program(
+            "index_speed", "Search among many memories",
+            ("python", "benchmarks/index_speed.py", *_n(quick, "", "")), 240, alone=True,
+        ),
+    ]  # fmt: skip
+    if squad:
+        listed += [
+            Program(
+                "composition", "Composers: several memories side by side",
+                ("python", "benchmarks/composition.py", "--data", "{squad}",
+                 *_n(quick, "--memories 4 --questions 80", "--memories 2 --questions 4")),
+                420, alone=True, plot=True,
+            ),
+            Program(
+                "codecs", "Codecs: bytes, quality, time",
+                ("python", "benchmarks/codecs.py", "--data", "{squad}", *_n(quick, "--questions 150", "--questions 4")),
+                300, alone=True, plot=True,
+            ),
+        ]  # fmt: skip
+    return listed
+
+
+def _answers(squad: bool, quick: bool) -> list[Program]:
+    """Programs that measure no times: two of them run at once."""
+    gate = ("nnm", "eval", "gate")
+    data = ("--squad", "{squad}") if squad else ()
+    listed = [
+        Program(
+            "gate_qa", "Questions about their own passage",
+            (*gate, "qa", "--data", "{squad}", "--passages", "oracle",
+             *_n(quick, "--limit 500 --max-tokens 16", "--limit 4 --max-tokens 8")),
+            900, plot=True,
+        ),
+        Program(
+            "gate_needle", "Needles in long documents",
+            (*gate, "needle", "--data", "{text}",
+             *_n(quick, "--lengths 2500 --cases 100", "--lengths 800 --cases 2 --depths 2")),
+            700, plot=True,
+        ),
+        Program(
+            "original_claims", "The original project's claims, made again and put right",
+            ("python", "benchmarks/original_claims.py", *data,
+             *_n(quick, "--questions 80 --cases 36", "--questions 2 --cases 2 --limit 200")),
+            500,
+        ),
+        Program(
+            "exactness", "Is the exact tier exact?",
+            ("python", "benchmarks/exactness.py", *_n(quick, "--prompts 150 --chains 16", "--prompts 2 --chains 2")),
+            400,
+        ),
+        Program(
+            "gate_multi", "Several memories in a prompt",
+            (*gate, "multi", *_n(quick, "", "--sizes 2 --cases 2")), 400, plot=True,
+        ),
+        Program(
+            "gate_extraction", "Orders hidden in memories",
+            (*gate, "extraction", "--data", "{text}", *_n(quick, "--carriers 4", "--carriers 1 --characters 300")),
+            400, plot=True,
+        ),
+        Program(
+            "gate_claims", "Claims: supported, contradicted or neither",
+            (*gate, "claims", "--data", "{scifact}", *_n(quick, "--limit 100", "--limit 2")), 400, plot=True,
+        ),
+        Program(
+            "gate_conversation", "Questions about long conversations",
+            (*gate, "conversation", "--data", "{locomo}", *_n(quick, "--limit 100", "--limit 2")), 400, plot=True,
+        ),
+        Program(
+            "eval_retrieval", "Retrieval: the original's small pool of SciFact",
+            ("nnm", "eval", "retrieval", "{scifact}", "--only-subset", "--subset",
+             *_n(quick, "50x250", "3x6 --labels 4 --no-rerank")),
+            500,
+        ),
+    ]  # fmt: skip
+    return listed if squad else [program for program in listed if "{squad}" not in program.command]

@@ -1,0 +1,119 @@
+"""The whole measurement: what fails stops nothing, what is fresh is not run again, the page shows what there is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GOOD = "import json,sys; json.dump({'arms': {'a|b': {'score': 0.5}}, 'config': {}}, open(sys.argv[-1], 'w'))"
+BAD = "print('it went wrong'); raise SystemExit(3)"
+SLOW = "import time; time.sleep(60)"
+GATE = GOOD.replace("{'arms'", "{'passed': False, 'arms'") + "; raise SystemExit(1)"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import run_all
+
+    yield run_all
+    for name in ("run_all", "bench_programs", "results_page", "results_tables"):
+        sys.modules.pop(name, None)
+
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    from bench_programs import Program
+
+    listed = [
+        Program("good", "A good one", ("python", "-c", GOOD), 60, alone=True),
+        Program("bad", "A bad one", ("python", "-c", BAD), 60),
+        Program("slow", "A slow one", ("python", "-c", SLOW), 1),
+        Program("gate", "A gate that does not hold", ("python", "-c", GATE), 60),
+        Program("needy", "One without data", ("python", "-c", GOOD, "{scifact}"), 60),
+    ]
+    monkeypatch.setattr(bench, "programs", lambda **_: listed)
+
+    def ran(*options: str) -> dict[str, Any]:
+        monkeypatch.setattr("sys.argv", ["run_all.py", "--out", str(tmp_path / "out"), *options])
+        with pytest.raises(SystemExit) as left:
+            bench.main()
+        document: dict[str, Any] = json.loads((tmp_path / "out" / "results.json").read_text())
+        return document | {"code": left.value.code, "page": (tmp_path / "out" / "results.md").read_text()}
+
+    return ran
+
+
+def test_one_that_fails_stops_no_other_and_everything_is_recorded(run: Run) -> None:
+    found = run()
+    states = {name: record["status"] for name, record in found["programs"].items()}
+    assert states == {"good": "ok", "bad": "failed", "slow": "stopped", "gate": "ok", "needy": "skipped"}
+    assert found["code"] == 1
+    assert "it went wrong" in found["programs"]["bad"]["log"]
+    assert found["programs"]["gate"]["result"]["passed"] is False
+    assert "scifact" in found["programs"]["needy"]["reason"]
+    assert {"cpu", "cores", "python", "versions", "date", "weights"} <= found["config"].keys()
+    assert "## A good one" in found["page"]
+    assert r"a\|b" in found["page"]
+    assert "took more than 1 s" in found["page"]
+    assert "DATA" in found["page"], "the page says that the demo stands in for SQuAD"
+    assert str(ROOT) not in json.dumps(found["programs"]["needy"])
+
+
+def test_what_is_fresh_is_not_run_again_unless_that_is_asked_for(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    first = run("--only", "good")
+    assert first["code"] == 0
+    capsys.readouterr()
+    second = run("--only", "good")
+    assert "good: has a fresh result" in capsys.readouterr().out
+    assert second["programs"]["good"]["started"] == first["programs"]["good"]["started"]
+    run("--only", "good", "--again")
+    assert "good: begins" in capsys.readouterr().out
+
+
+def test_when_the_time_is_spent_nothing_more_is_begun(run: Run) -> None:
+    found = run("--only", "good", "--budget", "-1")
+    assert found["programs"]["good"]["status"] == "skipped"
+
+
+def test_every_program_of_the_list_exists_and_has_a_name_of_its_own(bench: Any) -> None:
+    from bench_programs import programs
+
+    for squad in (True, False):
+        for quick in (True, False):
+            listed = programs(squad=squad, quick=quick, root=ROOT)
+            assert len({program.name for program in listed}) == len(listed)
+            for program in listed:
+                assert program.command[0] in ("nnm", "python")
+                if not squad:
+                    assert "squad" not in program.needs
+                if program.command[0] == "python":
+                    assert (ROOT / program.command[1]).is_file()
+
+
+def test_results_of_other_machines_stand_on_the_page_with_their_machine(bench: Any, tmp_path: Path) -> None:
+    from results_page import write_page
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    other = {"arms": {"read": {"seconds": {"median": 0.25}}}, "config": {"machine": "A big one", "command": "do it"}}
+    (elsewhere / "ttft_gpu.7b.json").write_text(json.dumps(other))
+    config = {**bench.machine(), "model": "m", "weights": "w", "data": ["squad"], "quick": False}
+    (tmp_path / "results.json").write_text(json.dumps({"config": config, "programs": {}}))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "limits.md").write_text("## What does not work\n\nThis.\n")
+    write_page(tmp_path / "results.json", tmp_path / "results.md", elsewhere=elsewhere)
+    page = (tmp_path / "results.md").read_text()
+    assert "A big one" in page
+    assert "`do it`" in page
+    assert "250 ms" in page
+    assert page.rstrip().endswith("This.")
