@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 
 from nnm_core.errors import ContextOverflowError, InvalidInputError, MemoryNotInjectedError, PositionError
@@ -116,13 +116,32 @@ class Answerer:
                 continue
             return replace(request, messages=messages, hits=tuple(hits), fallbacks=tuple(dropped))
 
-    def stream(self, request: Request) -> Iterator[Chunk]:
+    def stream(self, request: Request) -> Generator[Chunk, None, None]:
         """Decode the answer piece by piece; the last chunk carries the finished `Answer`.
 
         Raises:
             ContextOverflowError: the prompt is too long; nothing is ever cut.
             MemoryNotInjectedError: the request is strict and a memory has no state that can be used.
         """
+        plan, steering, made = self.begin(request)
+        pieces: list[str] = []
+        tokens: list[int] = []
+        first = 0.0
+        for step in each_during(steering, decode(self.model, made.cache, made.logits, request.decoding)):
+            if not tokens:
+                first = time.perf_counter() - request.started
+                self.keep(request, plan, made)
+            tokens.append(step.token_id)
+            pieces.append(step.text)
+            if step.finish_reason is None:
+                yield Chunk(step.text, (step.token_id,))
+        receipt = self.receipt(request, plan, made, len(tokens), first)
+        finish = step.finish_reason or "length"
+        answer = Answer("".join(pieces), tuple(tokens), request.hits, receipt, finish)
+        yield Chunk(step.text, (step.token_id,), answer)
+
+    def begin(self, request: Request) -> tuple[Plan, Scaled | None, Composed]:
+        """Plan a prompt and fill a cache with it; also what intervenes while it is continued. See `stream`."""
         segments = self.format.segments(request.messages)
         self.check_fit(segments, request.decoding.max_tokens, request.budget)
         plan = self.plan(segments, request)
@@ -130,23 +149,12 @@ class Answerer:
             _refuse_text(plan)
         steering = self._steering(plan, request)
         with during(steering):
-            made = self._prefill(plan, request)
-        pieces: list[str] = []
-        tokens: list[int] = []
-        first = 0.0
-        for step in each_during(steering, decode(self.model, made.cache, made.logits, request.decoding)):
-            if not tokens:
-                first = time.perf_counter() - request.started
-                if request.mode == "inject" and not self.refusal and not self._beyond_tables(plan.length):
-                    keep_read(self.tree, plan, made.cache)
-            tokens.append(step.token_id)
-            pieces.append(step.text)
-            if step.finish_reason is None:
-                yield Chunk(step.text, (step.token_id,))
-        receipt = self._receipt(request, plan, made, len(tokens), first)
-        finish = step.finish_reason or "length"
-        answer = Answer("".join(pieces), tuple(tokens), request.hits, receipt, finish)
-        yield Chunk(step.text, (step.token_id,), answer)
+            return plan, steering, self._prefill(plan, request)
+
+    def keep(self, request: Request, plan: Plan, made: Composed) -> None:
+        """Put what was read for this prompt into the tree, where it may be used again."""
+        if request.mode == "inject" and not self.refusal and not self._beyond_tables(plan.length):
+            keep_read(self.tree, plan, made.cache)
 
     def prepared(self, request: Request) -> tuple[Composed, Receipt]:
         """The prompt of a request, ready to be continued, and the receipt of what was done for it.
@@ -158,7 +166,7 @@ class Answerer:
         self.check_fit(segments, request.decoding.max_tokens)
         plan = self.plan(segments, request)
         made = self._prefill(plan, request)
-        return made, self._receipt(request, plan, made, 0, time.perf_counter() - request.started)
+        return made, self.receipt(request, plan, made, 0, time.perf_counter() - request.started)
 
     def plan(self, segments: Sequence[Segment], request: Request) -> Plan:
         """What is to happen to each segment."""
@@ -270,7 +278,8 @@ class Answerer:
         length = len(segment.ids)
         return state.head(length) if state is not None and state.token_ids[:length] == segment.ids else None
 
-    def _receipt(self, request: Request, plan: Plan, made: Composed, generated: int, first: float) -> Receipt:
+    def receipt(self, request: Request, plan: Plan, made: Composed, generated: int, first: float) -> Receipt:
+        """What was done for this prompt."""
         parts = tuple(
             self._use(step, step.segment.memory, request, made.recomputed.get(index, 0))
             for index, step in enumerate(plan.steps)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -38,11 +38,12 @@ from nnm_core.planning import PlanFace, open_planner
 from nnm_core.recall.dialogue import Asking, answer_now
 from nnm_core.recall.leases import LeaseBook
 from nnm_core.recalling import Recall, describe
-from nnm_core.records import Answer, Chunk, Hit, Memory, Message, Mode, Order, Policy
+from nnm_core.records import Answer, Hit, Memory, Message, Mode, Order, Policy
 from nnm_core.scoring import ScoreFace
 from nnm_core.states.capture import capture, place
 from nnm_core.states.state import PlacedState
 from nnm_core.storage.filters import parse_filter
+from nnm_core.together import Answering, BatchFace
 from nnm_core.vectors import VectorFace, Vectors, given_vectors, one_vector
 
 Overflow = Literal["raise", "drop"]
@@ -50,7 +51,7 @@ Missing = Literal["raise", "skip"]
 Question = str | Sequence[Message]
 
 
-class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace):
+class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace):
     """A model and one namespace of memories. Use as a context manager, or call `close()`."""
 
     def __init__(
@@ -330,7 +331,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace):
         stop: str | Sequence[str] = (),
         seed: int | None = None,
         grammar: Grammar | None = None,
-    ) -> Iterator[Chunk]:
+    ) -> Answering:
         """Answer from memory, piece by piece; the last chunk carries the finished `Answer`.
 
         Args:
@@ -385,7 +386,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace):
         if (overflow == "drop" or budget is not None) and isinstance(question, str):
             request = self._answerer.drop_until_fit(request, question, self.system)
         self._left_state()
-        return self._answerer.stream(request)
+        return Answering(self._answerer, request)
 
     def _hits(
         self, question: str, memories: Sequence[str | Memory | Hit] | None, mode: Mode, **recall: Any
@@ -454,6 +455,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace):
             "fingerprint": self._answerer.fingerprint,
             "selftest": {**asdict(self.selftest), "passed": self.selftest.passed},
             "planner": self.planner.report(),
+            "batches": asdict(self._batch_use),
         }
 
     def close(self) -> None:

@@ -73,27 +73,41 @@ class Decoded:
 
 def decode(model: LoadedModel, cache: PlacedCache, logits: Tensor, settings: DecodeSettings) -> Iterator[Decoded]:
     """Decode behind a prefilled `cache`, starting from the prompt's last `logits` [vocabulary]."""
-    choose = _Chooser(settings, logits.device)
-    guide = None if settings.grammar is None else settings.grammar.guide(model, settings.max_tokens)
-    text = TextStream(model.tokenizer, settings.stop)
-    for index in range(settings.max_tokens):
-        token = choose(logits) if guide is None else _guided(guide, choose, logits, settings.max_tokens - index - 1)
-        if token in model.eos_token_ids:
-            yield Decoded(token, text.finish(), "stop")
+    decoder = Decoder(model, settings, logits.device)
+    while True:
+        step = decoder.step(logits)
+        yield step
+        if step.finish_reason is not None:
             return
+        with torch.inference_mode():
+            logits = forward(model, cache, [step.token_id])
+
+
+class Decoder:
+    """One answer in the making: is given logits, chooses tokens, and knows when to stop."""
+
+    def __init__(self, model: LoadedModel, settings: DecodeSettings, device: torch.device) -> None:
+        self._eos = model.eos_token_ids
+        self._left = settings.max_tokens
+        self._choose = _Chooser(settings, device)
+        self._guide = None if settings.grammar is None else settings.grammar.guide(model, settings.max_tokens)
+        self._text = TextStream(model.tokenizer, settings.stop)
+
+    def step(self, logits: Tensor) -> Decoded:
+        """The token that follows, of logits [vocabulary]; the last one has a `finish_reason`."""
+        self._left -= 1
+        guide, text = self._guide, self._text
+        token = self._choose(logits) if guide is None else _guided(guide, self._choose, logits, self._left)
+        if token in self._eos:
+            return Decoded(token, text.finish(), "stop")
         piece = text.push(token)
         if text.stopped:
-            yield Decoded(token, piece, "stop")
-            return
+            return Decoded(token, piece, "stop")
         if guide is not None and guide.finished:
-            yield Decoded(token, piece + text.finish(), "stop")
-            return
-        if index == settings.max_tokens - 1:
-            yield Decoded(token, piece + text.finish(), "length")
-            return
-        yield Decoded(token, piece)
-        with torch.inference_mode():
-            logits = forward(model, cache, [token])
+            return Decoded(token, piece + text.finish(), "stop")
+        if not self._left:
+            return Decoded(token, piece + text.finish(), "length")
+        return Decoded(token, piece)
 
 
 def _guided(guide: Guide, choose: Callable[[Tensor], int], logits: Tensor, left: int) -> int:
