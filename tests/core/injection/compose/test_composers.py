@@ -186,6 +186,23 @@ def test_rows_of_a_board_do_not_disturb_each_other() -> None:
         assert distance(row, logits[0]) <= 1e-4
 
 
+def test_boards_with_and_without_states_stand_together() -> None:
+    """A prompt that is read whole beside a composed one, and two that are read: what lies behind a row is a number."""
+    model = loaded("qwen3")
+    read = make_plan([LEFT, MEMORIES[1], QUESTION], "exact", lambda *_: None, lambda *_: None)
+    ids = [token for step in read.steps for token in step.segment.ids]
+    for other in (work_for(model).plan, make_plan(PROMPT, "exact", lambda *_: None, lambda *_: None)):
+        board = Board.stack([Board.of_plan(model, plan, room=3) for plan in (read, other)])
+        logits = board.compute(board.unread)[0]
+        assert distance(logits, read_logits(model, ids)[-1]) <= 1e-4
+        tokens = [int(logits.argmax())]
+        places = board.lengths.clone()
+        for _ in range(2):
+            tokens.append(int(board.extend(torch.tensor([tokens[-1], 7]), places)[0]))
+            places += 1
+        assert tokens == read_again(model, ids, tokens)[0]
+
+
 # --- offsets -----------------------------------------------------------------------------------------------------
 
 

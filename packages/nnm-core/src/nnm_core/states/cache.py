@@ -73,6 +73,9 @@ class PlacedLayer(DynamicLayer):
         """Write states [batch, kv_heads, tokens, head_dim] at places [batch, tokens], which must be within capacity."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+            assert self.keys is not None and self.values is not None  # set by lazy_initialization
+            self.keys.zero_()  # what is left out is masked, but even masked it must be a number
+            self.values.zero_()
         self.wait()
         assert self.keys is not None and self.values is not None  # set by lazy_initialization
         where = positions[:, None, :, None]

@@ -114,13 +114,11 @@ class Board:
         room = max(board.cache.placed[0].capacity - board.ids.shape[1] for board in boards)
         cache = PlacedCache(boards[0].model.layers, capacity=width + room)
         for index, layer in enumerate(cache.placed):
-            views = [board.cache.placed[index].view() for board in boards]
-            keys, values = (
-                torch.cat([functional.pad(side, (0, 0, 0, width + room - side.shape[2])) for side in sides])
-                for sides in zip(*views, strict=True)
-            )
-            layer.write(0, keys, values)
-            layer.length = width
+            states = [board.cache.placed[index] for board in boards]
+            if any(state.is_initialized for state in states):
+                keys, values = _stacked(boards, states, width + room)
+                layer.write(0, keys, values)
+                layer.length = width
         spans: list[Span] = []
         rows = 0
         for board in boards:
@@ -216,6 +214,17 @@ class Board:
         last = self.lengths[:, None] - 1
         order = torch.where(wanted, self.places, self.ids.shape[1]).sort(dim=1).values[:, :count]
         return torch.where(order < self.ids.shape[1], order, last)
+
+
+def _stacked(boards: Sequence[Board], layers: Sequence[PlacedLayer], capacity: int) -> tuple[Tensor, Tensor]:
+    """One layer of several boards, zero where nothing stands; at least one of them holds states."""
+    like = next(layer.view()[0] for layer in layers if layer.is_initialized)
+    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for board, layer in zip(boards, layers, strict=True):
+        blank = like.new_zeros((len(board.ids), like.shape[1], 0, like.shape[3]))
+        for side, states in zip(sides, layer.view() if layer.is_initialized else (blank, blank), strict=True):
+            side.append(functional.pad(states, (0, 0, 0, capacity - states.shape[2])))
+    return torch.cat(sides[0]), torch.cat(sides[1])
 
 
 class _Look:
