@@ -102,7 +102,7 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
             Program(
                 "composition", "Composers: several memories side by side",
                 ("python", "benchmarks/composition.py", "--data", "{squad}",
-                 *_n(quick, "--memories 4 --questions 80", "--memories 2 --questions 4")),
+                 *_n(quick, "--memories 4 --questions 40", "--memories 2 --questions 4")),
                 420, alone=True, plot=True,
             ),
             Program(

@@ -9,8 +9,8 @@ conversation whose first one (answered rightly) was about another of the passage
 both. The arms:
 
 read         all passages are read as text, in the same token order: what composing wants to reach
-bare         the question alone
-random       as many passages, none of them the right one, are read
+bare         the question alone (where one passage is needed)
+random       as many passages, none of them the right one, are read (likewise)
 concatenate  every passage's state, read by itself, is moved to its place: where composing starts
 ...          every other composer
 
@@ -201,7 +201,8 @@ class Bench:
             self.engine.add(list(new.values()), ids=list(new), vectors=vectors.astype(np.float32), progress=True)
 
     def _batch(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-        for name, given in ((READ, "memories"), (BARE, ""), (RANDOM, "strangers")):
+        controls = () if prompts[0].earlier else ((BARE, ""), (RANDOM, "strangers"))
+        for name, given in ((READ, "memories"), *controls):
             plans = [self._plan(prompt, getattr(prompt, given) if given else (), read=True) for prompt in prompts]
             yield name, self._answers(self._board(plans), None)
         plans = [self._plan(prompt, prompt.memories) for prompt in prompts]
@@ -236,7 +237,7 @@ class Bench:
             again = torch.zeros_like(board.unread)
             logits = board.compute(again)
         tokens = board.mask_of(board.spans).sum(1).clamp_min(1)
-        shares = (again.sum(1) / tokens).tolist()
+        shares = (again.sum(1).double() / tokens).tolist()
         return list(zip(self._decode(board, logits), shares, strict=True))
 
     def _decode(self, board: Board, logits: Tensor) -> list[str]:

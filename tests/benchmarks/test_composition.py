@@ -1,0 +1,106 @@
+"""The composition benchmark says what the engine says, and counts it right."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from tests.benchmarks.test_programs import ROOT, reader  # noqa: F401  # a fixture
+from tests.core.tiny import tiny_reader
+
+from nnm_core import NNM
+from nnm_core.evaluation.datasets import load_questions
+from nnm_core.injection.compose import names
+
+PROGRAM = ROOT / "benchmarks" / "composition.py"
+THINGS = {"ash": "S", "box": "M", "can": "T", "dog": "W", "egg": "T", "fir": "F"}
+TEXTS = [f"The {thing} goes on {day}." for thing, day in THINGS.items()]
+
+
+@pytest.fixture(scope="module")
+def program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("composition", PROGRAM)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["composition"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def squad(tmp_path: Path) -> Path:
+    paragraphs = []
+    for number, text in enumerate(TEXTS):
+        answer = {"text": text[-2], "answer_start": len(text) - 2}
+        asked = {"id": str(number), "question": f"When {text[4:7]}?", "answers": [answer]}
+        paragraphs.append({"context": text, "qas": [asked]})
+    path = tmp_path / "dev-v1.1.json"
+    path.write_text(json.dumps({"version": "1.1", "data": [{"title": "Bins", "paragraphs": paragraphs}]}))
+    return path
+
+
+def test_answers_on_the_board_are_those_of_the_engine(program: ModuleType, squad: Path) -> None:
+    prompts = list(program.draw(load_questions(squad), 3, 3, two=False, seed=0))
+    with NNM.open(tiny_reader(), system=None) as nnm:
+        found = program.Bench(nnm, names(), 0.3, 5).run(prompts)
+        for name in ("read", *names()):
+            how = {"mode": "read"} if name == "read" else {"policy": "fast"}
+            for prompt, said, share in zip(prompts, found[name].answers, found[name].shares, strict=True):
+                chosen = next((c for c in program.Bench(nnm, names(), 0.3, 5).composers if c.name == name), None)
+                ids = [memory.id for memory in prompt.memories]
+                answer = nnm.answer(prompt.question, memories=ids, max_tokens=5, composer=chosen, **how)
+                assert said == answer.text.strip()
+                tokens = sum(part.tokens for part in answer.receipt.parts)
+                assert share == pytest.approx(answer.receipt.tokens_recomputed / tokens)
+        assert {"bare", "random"} <= found.keys()
+
+
+def test_prompts_hold_what_is_needed_and_not_always_first(program: ModuleType, squad: Path) -> None:
+    data = load_questions(squad)
+    prompts = list(program.draw(data, 6, 3, two=True, seed=1))
+    firsts = []
+    for prompt in prompts:
+        asked = next(question for question in data.questions if question.text == prompt.question)
+        ids = [memory.id for memory in prompt.memories]
+        assert len(set(ids)) == 3
+        assert {asked.passages[0], prompt.earlier.passages[0]} <= set(ids)
+        assert asked.passages[0] not in {memory.id for memory in prompt.strangers}
+        assert asked.passages[0] != prompt.earlier.passages[0]
+        firsts.append(ids[0] == asked.passages[0])
+    assert len(prompts) == len({prompt.question for prompt in prompts}) == 6
+    assert not all(firsts)
+
+
+def test_recovery_is_the_share_of_the_way(program: ModuleType) -> None:
+    naive, read = np.array([0.0, 0.0, 1.0, 0.0]), np.array([1.0, 1.0, 1.0, 0.0])
+    assert program.recovery(np.array([1.0, 0.0, 1.0, 0.0]), naive, read)["mean"] == pytest.approx(0.5)
+    assert program.recovery(read, naive, read)["low"] == pytest.approx(1.0)
+    assert program.recovery(naive, read, read)["mean"] is None, "there is no way to go"
+
+
+def test_the_program_writes_arms_config_and_plot(reader: Path, squad: Path, tmp_path: Path) -> None:  # noqa: F811
+    command = [sys.executable, str(PROGRAM), "--model", str(reader), "--device", "cpu", "--data", str(squad.parent)]
+    command += ["--memories", "2", "--questions", "3", "--max-tokens", "3", "--repeats", "1"]
+    command += ["--composers", "guided-offset", "parallel"]
+    done = subprocess.run(
+        [*command, "--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    arms = {name.split(",")[0] for name in report["arms"]}
+    assert arms == {"read", "bare", "random", "concatenate", "guided-offset", "parallel"}
+    row = report["arms"]["guided-offset, 2 memories, one needed"]
+    assert {"em", "f1", "recovery_em", "share_recomputed", "read_over_this", "f1_minus_read"} <= row.keys()
+    assert row["share_recomputed"] <= 0.15
+    assert row["f1"]["count"] == report["config"]["questions"] == 3
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
