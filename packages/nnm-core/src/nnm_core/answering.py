@@ -194,6 +194,11 @@ class Answerer:
         """What intervenes in this answer. Composers that compute tokens again do so in passes of another layout."""
         request.injection.check(self.model)
         found = scaled(plan, request.injection, self.model)
+        if found is not None and any(step.state is not None and step.state.skipped for step in plan.steps):
+            raise InvalidInputError(
+                "Strength and layers cannot be set for memories of which tokens were left out.",
+                hint="Use policy='exact', or a codec without keep=.",
+            )
         if found is not None and plan.composed and not isinstance(request.composer, Concatenate):
             raise InvalidInputError(
                 f"Strength and layers cannot be set together with the composer {request.composer.name!r}.",
@@ -267,8 +272,9 @@ class Answerer:
 
     def _find_any(self, segment: Segment, start: int) -> PlacedState | None:
         state = self._stored(segment)
-        # One without its lower layers has to be masked there, which composers do not do.
-        return None if state is None or state.origin.first_layer else place(self.model, state, start)
+        # Composers know nothing of lower layers that have to be masked, and of gaps.
+        whole = state is not None and not state.origin.first_layer and state.kept is None
+        return place(self.model, state, start) if state is not None and whole else None
 
     def _stored(self, segment: Segment) -> State | None:
         """The stored state of a memory segment, cut to the segment's tokens (it may lack the separator)."""

@@ -113,7 +113,7 @@ class Recall:
     def _placed(self, memory: Memory) -> PlacedState | None:
         state = self._collection.find_state(memory)
         left = self._left()
-        if state is None or state.left != left.name or state.origin.first_layer:
+        if state is None or state.left != left.name or state.origin.first_layer or state.kept is not None:
             return None
         return place(self._model, state, left.length)
 

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from nnm_core.errors import InvalidInputError, StorageError
 from nnm_core.states.capture import capture
-from nnm_core.states.codecs import Codec, Reader, expectation, make_codec, manifest_of
+from nnm_core.states.codecs import Codec, EvictingCodec, Reader, expectation, make_codec, manifest_of
 from nnm_core.states.state import State
 from nnm_core.storage.blobs import Blob, BlobStore
 
@@ -32,7 +34,12 @@ class StateStore:
     def put(self, key: str, state: State) -> None:
         """Store `state`."""
         manifest = manifest_of(state, self.codec, self.reader.model.fingerprint)
-        self.blobs.put(key, self.codec.encode(state), manifest)
+        self.blobs.put(key, self._encoded(state), manifest)
+
+    def _encoded(self, state: State) -> dict[str, Tensor]:
+        if isinstance(self.codec, EvictingCodec):
+            state = self.codec.choose(state, self.reader)
+        return self.codec.encode(state)
 
     def get(self, key: str, alive: Callable[[], bool]) -> State | None:
         """The state under `key`, or None: not there, another model's, damaged, or not to be computed again here.
@@ -55,7 +62,7 @@ class StateStore:
         state = self._original(blob)
         if state is None:
             return None
-        encoded = self.codec.encode(state)
+        encoded = self._encoded(state)
         manifest = manifest_of(state, self.codec, self.reader.model.fingerprint)
         try:
             self.blobs.put(key, encoded, manifest)

@@ -86,7 +86,7 @@ def opened(session: Session, *, create: bool = False) -> Iterator[NNM]:
             namespace=session.namespace,
             device=session.device,
             rebuild=session.rebuild,
-            **({} if session.codec is None else {"codec": session.codec}),
+            codec=session.codec,
         )
     try:
         yield engine

@@ -28,8 +28,13 @@ class Prompt:
 
     @property
     def loaded(self) -> int:
-        """Tokens of the states."""
-        return sum(state.length for state in self.states)
+        """Tokens that the states hold."""
+        return sum(state.length - state.skipped for state in self.states)
+
+    @property
+    def skipped(self) -> int:
+        """Tokens that were left out of them: they count as positions."""
+        return sum(state.skipped for state in self.states)
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,9 @@ def answers_behind(
         real[row, width + longest - len(prompt.token_ids) :] = True
     ids, real = ids.to(model.device), real.to(model.device)
     starts = torch.tensor([width - prompt.loaded for prompt in prompts], device=model.device)
-    # The position of a column is the number of real columns before it.
-    places = (real[:, : width + longest].cumsum(1) - 1).clamp_min(0)[:, width:]
+    # The position of a column is the number of real columns before it, and of those that were left out.
+    skipped = torch.tensor([prompt.skipped for prompt in prompts], device=model.device)
+    places = ((real[:, : width + longest].cumsum(1) - 1).clamp_min(0) + skipped[:, None])[:, width:]
     with nullcontext() if around is None else around(Batch(width, starts)):
         return _decode(model, cache, ids, real, places, max_tokens)
 
@@ -133,7 +139,7 @@ def _cache(model: LoadedModel, prompts: Sequence[Prompt], width: int, capacity: 
         for row, prompt in enumerate(prompts):
             end = width - prompt.loaded
             for state in prompt.states:
-                start, end = end, end + state.length
+                start, end = end, end + state.length - state.skipped
                 for side, tensor in zip(sides, state.layers[index], strict=True):
                     side[row, :, start:end] = tensor
         layer.append(*sides)

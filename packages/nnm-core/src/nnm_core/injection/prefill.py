@@ -72,7 +72,7 @@ def keep_read(tree: StateTree, plan: Plan, cache: PlacedCache, *, pin: bool = Fa
         pin: keep it there whatever else is used.
     """
     points: frozenset[str] = frozenset()
-    behind = NATIVE
+    behind, before = NATIVE, 0
     for step in plan.steps[:-1]:
         if step.action == "composed":
             return
@@ -83,9 +83,10 @@ def keep_read(tree: StateTree, plan: Plan, cache: PlacedCache, *, pin: bool = Fa
             origin = replace(step.state.origin, nbytes=0, recomputed=0)
             behind = replace(origin, first_layer=0)
         if not tree.holds(step.name, lossless=origin.lossless):
-            tree.put(Node(_slice(cache, step, origin), points), pin=pin)
+            tree.put(Node(_slice(cache, step, origin, before), points), pin=pin)
         elif pin:
             tree.pin([step.name])
+        before += 0 if step.state is None else step.state.skipped
 
 
 def point_of(step: Step) -> str:
@@ -99,10 +100,14 @@ def memory_point(namespace: str, memory_id: str, version: int) -> str:
     return f"{namespace}\x00{memory_id}\x00{version}"
 
 
-def _slice(cache: PlacedCache, step: Step, origin: Origin) -> PlacedState:
-    end = step.start + len(step.segment.ids)
+def _slice(cache: PlacedCache, step: Step, origin: Origin, before: int) -> PlacedState:
+    """Args: before: tokens left out before this step."""
+    length = len(step.segment.ids)
+    skipped = 0 if step.state is None else step.state.skipped
+    start = step.start - before
+    end = start + length - skipped
     layers = []
     for layer in cache.placed:
         keys, values = layer.view()
-        layers.append((keys[0, :, step.start : end].clone(), values[0, :, step.start : end].clone()))
-    return PlacedState(step.name, end - step.start, tuple(layers), origin)
+        layers.append((keys[0, :, start:end].clone(), values[0, :, start:end].clone()))
+    return PlacedState(step.name, length, tuple(layers), origin, skipped)

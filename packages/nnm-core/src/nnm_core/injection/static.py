@@ -112,7 +112,7 @@ class StaticForward:
         """See `FixedForward`."""
         start, count = cache.length, len(token_ids)
         width = next((width for width in WIDTHS if width >= count), None)
-        if width is None or self.refusal or cache.block is None or intervened():
+        if width is None or self.refusal or cache.block is None or cache.skipped or intervened():
             return None
         reach = bucket(start + width)
         if reach > cache.block.shape[-2]:

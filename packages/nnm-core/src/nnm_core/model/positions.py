@@ -94,9 +94,13 @@ class Positions:
                 hint="Use fewer or shorter memories, or mode='read'.",
             )
 
-    def place(self, keys: Sequence[Tensor], start: int) -> list[Tensor]:
-        """Every layer's keys as they belong at positions ``start ...``; [kv_heads, tokens, head_dim] in and out."""
-        turn = Turn(self, start, keys[0].shape[-2])
+    def place(self, keys: Sequence[Tensor], start: int, kept: Tensor | None = None) -> list[Tensor]:
+        """Every layer's keys as they belong at positions ``start ...``; [kv_heads, tokens, head_dim] in and out.
+
+        Args:
+            kept: where some tokens were left out, the places of the others, counted from `start`.
+        """
+        turn = Turn(self, start, keys[0].shape[-2], kept)
         return [turn(index, key[None])[0] for index, key in enumerate(keys)]
 
 
@@ -107,6 +111,7 @@ class Turn:
     positions: Positions
     start: int
     length: int
+    kept: Tensor | None = None
     _tables: dict[tuple[int, str], Tables] = field(default_factory=dict)
 
     def __call__(self, first: int, keys: Tensor) -> Tensor:
@@ -123,8 +128,8 @@ class Turn:
             return keys
         name = _table_name(rotary)
         if name not in self._tables:  # most models share one table between all layers
-            where = torch.arange(self.start, self.start + self.length, device=keys.device)[None]
-            self._tables[name] = rotary.tables(where, keys)
+            where = torch.arange(self.length, device=keys.device) if self.kept is None else self.kept.to(keys.device)
+            self._tables[name] = rotary.tables(self.start + where[None], keys)
         return rotary.rotate(keys, self._tables[name])
 
 

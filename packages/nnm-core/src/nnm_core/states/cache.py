@@ -25,6 +25,8 @@ class PlacedLayer(DynamicLayer):
         super().__init__()  # type: ignore[no-untyped-call]  # transformers does not annotate it
         self.capacity = capacity
         self.length = 0
+        # Tokens that stand in the prompt and have been left out of the buffers: they count as positions.
+        self.skipped = 0
         # Set while states are still being copied into the buffers on another stream.
         self.ready: torch.cuda.Event | None = None
         # (where new states go, how many tokens are attended): set during a pass whose shapes must not depend on
@@ -113,13 +115,17 @@ class PlacedLayer(DynamicLayer):
         return self.keys[..., :reach, :], self.values[..., :reach, :]
 
     def get_seq_length(self) -> int:
-        """Tokens present."""
-        return self.length
+        """Position of the next token."""
+        return self.length + self.skipped
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns of the mask, and the position that the first one counts as: the gaps lie before them all."""
+        return self.length + query_length, self.skipped
 
     def reset(self) -> None:
         """Forget all tokens and free the buffers."""
         super().reset()
-        self.length = 0
+        self.length = self.skipped = 0
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last ``abs(tokens_to_remove)`` tokens."""
@@ -185,6 +191,11 @@ class PlacedCache(Cache):
     def length(self) -> int:
         """Tokens present."""
         return self.placed[0].length
+
+    @property
+    def skipped(self) -> int:
+        """Tokens left out."""
+        return self.placed[0].skipped
 
     def write(self, first: int, keys: Tensor, values: Tensor, start: int) -> None:
         """Put states of the layers ``first ...`` at the places ``start ...``; `advance` makes them count.

@@ -61,12 +61,13 @@ def place(model: LoadedModel, state: State, start: int) -> PlacedState:
         PositionError: if the model's position family does not allow that place.
     """
     model.positions.check_move(state.start, start, len(state.token_ids))
-    if model.device.type == "cuda" and uniform(state):
+    if model.device.type == "cuda" and uniform(state) and state.kept is None:
         return HostState(model, state, start)
     layers = [(key.to(model.device), value.to(model.device)) for key, value in state.layers]
-    keys = model.positions.place([key for key, _ in layers], start)
+    keys = model.positions.place([key for key, _ in layers], start, state.kept)
     placed = tuple(zip(keys, (value for _, value in layers), strict=True))
-    return PlacedState(state.chain, len(state.token_ids), placed, state.origin)
+    skipped = 0 if state.kept is None else len(state.token_ids) - len(state.kept)
+    return PlacedState(state.chain, len(state.token_ids), placed, state.origin, skipped)
 
 
 def _cache_behind(

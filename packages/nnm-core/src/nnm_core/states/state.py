@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,6 +61,7 @@ class State:
         residual: what a codec has asked for: the residual stream before one of the layers, less the one before the
             first, [tokens, width].
         origin: how it was had.
+        kept: where `layers` hold some of the tokens only, which ones, in order [kept]; None for all.
     """
 
     token_ids: tuple[int, ...]
@@ -69,6 +70,7 @@ class State:
     layers: tuple[LayerStates, ...]
     residual: Tensor | None = None
     origin: Origin = NATIVE
+    kept: Tensor | None = None
 
     @property
     def chain(self) -> str:
@@ -79,9 +81,23 @@ class State:
         """The state of the first `length` tokens: causal attention lets no later token into it."""
         if length == len(self.token_ids):
             return self
-        layers = tuple((key[:, :length], value[:, :length]) for key, value in self.layers)
+        kept = None if self.kept is None else self.kept[self.kept < length]
+        rows = length if kept is None else len(kept)
+        layers = tuple((key[:, :rows], value[:, :rows]) for key, value in self.layers)
         residual = None if self.residual is None else self.residual[:length]
-        return State(self.token_ids[:length], self.start, self.left, layers, residual, self.origin)
+        return State(self.token_ids[:length], self.start, self.left, layers, residual, self.origin, kept)
+
+    def only(self, kept: Tensor) -> State:
+        """Keys and values of the tokens `kept` (indices in order) alone; ids and positions stay those of all."""
+        layers = tuple((key[:, kept.to(key.device)], value[:, kept.to(value.device)]) for key, value in self.layers)
+        return replace(self, layers=layers, residual=None, kept=kept.cpu())
+
+    def among(self, token_ids: tuple[int, ...], kept: Tensor, codec: str) -> State:
+        """This state, as that of the tokens `kept` among all `token_ids`, kept by `codec`."""
+        # An inner codec that loads without work counts no bytes of its own.
+        nbytes = self.origin.nbytes or self.nbytes
+        origin = replace(self.origin, codec=codec, lossless=False, nbytes=nbytes)
+        return replace(self, token_ids=token_ids, kept=kept, origin=origin)
 
     @property
     def nbytes(self) -> int:
@@ -96,14 +112,17 @@ class PlacedState:
     Attributes:
         name: `chain` of the context that ends with these tokens.
         length: number of tokens.
-        layers: for each layer rotated keys and values, [kv_heads, tokens, head_dim].
+        layers: for each layer rotated keys and values, [kv_heads, tokens, head_dim]; of fewer tokens where some were
+            left out.
         origin: how it was had.
+        skipped: how many were left out.
     """
 
     name: str
     length: int
     layers: tuple[LayerStates, ...]
     origin: Origin = NATIVE
+    skipped: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -114,3 +133,4 @@ class PlacedState:
         """Copy the state behind what `cache` holds."""
         for layer, (key, value) in zip(cache.placed, self.layers, strict=True):
             layer.append(key[None], value[None])
+            layer.skipped += self.skipped

@@ -98,21 +98,34 @@ class IntegerCodec:
         size, ids = nbytes(tensors), token_ids(tensors)
         if reader is not None:
             tensors = {name: tensor.to(reader.model.device) for name, tensor in tensors.items()}
-        kept = int(manifest.get("kept", len(ids)))
-        keys, values = (self._stack(name, tensors, kept, dtype_of(manifest)) for name in ("key", "value"))
+        keys, values = self._stacks(tensors, len(ids), dtype_of(manifest))
         origin = Origin(self.name, lossless=False, nbytes=size)
         layers = tuple(zip(keys, values, strict=True))
         return State(ids, int(manifest["start"]), manifest["left"], layers, origin=origin)
 
-    def _stack(self, name: str, tensors: Mapping[str, Tensor], tokens: int, dtype: torch.dtype) -> Tensor:
-        """[layers, kv_heads, tokens, head_dim]"""
-        first = tensors[f"{name}.first"]
-        if f"{name}.q" not in tensors:
-            return first
-        stored = Quantised(*(tensors[f"{name}.{part}"] for part in _PARTS))
+    def _stacks(self, tensors: Mapping[str, Tensor], tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values [layers, kv_heads, tokens, head_dim]; of one size they lie in one block, layer by layer."""
+        first = tensors["key.first"]
+        if "key.q" not in tensors:
+            return first, tensors["value.first"]
         # Room for the whole last block: what stands behind the last token is cut off.
-        rest = -(-(tokens - first.shape[2]) // self.settings.tokens) * self.settings.tokens
-        out = first.new_empty((*first.shape[:2], first.shape[2] + rest, first.shape[3]), dtype=dtype)
+        room = first.shape[2] - (-(tokens - first.shape[2]) // self.settings.tokens) * self.settings.tokens
+        layers, heads, _, dim = first.shape
+        if tensors["value.first"].shape == first.shape:
+            block = first.new_empty((layers, 2, heads, room, dim), dtype=dtype)
+            keys, values = block[:, 0], block[:, 1]
+        else:
+            keys, values = (
+                tensors[f"{name}.first"].new_empty((layers, heads, room, size), dtype=dtype)
+                for name, size in (("key", dim), ("value", tensors["value.first"].shape[3]))
+            )
+        self._fill("key", tensors, tokens, keys)
+        self._fill("value", tensors, tokens, values)
+        return keys[:, :, :tokens], values[:, :, :tokens]
+
+    def _fill(self, name: str, tensors: Mapping[str, Tensor], tokens: int, out: Tensor) -> None:
+        first = tensors[f"{name}.first"]
+        stored = Quantised(*(tensors[f"{name}.{part}"] for part in _PARTS))
         out[:, :, : first.shape[2]] = first
         if name == "key":
             blocked = out[:, :, first.shape[2] :].unflatten(2, (-1, self.settings.tokens))
@@ -120,7 +133,6 @@ class IntegerCodec:
         else:
             blocked = out[:, :, first.shape[2] : tokens].unflatten(3, (stored.q.shape[3], -1))
             dequantise(stored, blocked, 4, self.settings.bits)
-        return out[:, :, :tokens]
 
     def _blocked(self, name: str, stack: Tensor) -> Tensor:
         """Keys [layers, heads, blocks, tokens, dim], the last block filled up with its last token; values

@@ -7,6 +7,7 @@ from typing import cast
 
 from nnm_core.errors import InvalidInputError
 from nnm_core.states.codecs.base import Codec
+from nnm_core.states.codecs.evict import EvictingCodec
 from nnm_core.states.codecs.integers import int4, int8
 from nnm_core.states.codecs.native import NativeCodec
 from nnm_core.states.codecs.residual import Lower, ResidualCodec
@@ -34,6 +35,17 @@ CODECS: Mapping[str, Make] = {
 }
 
 
+# Codecs that keep keys and values a token, and so can do with fewer tokens.
+EVICTING = ("native", "int8", "int4")
+
+
+def _share(spec: str, keep: str) -> float:
+    try:
+        return float(keep)
+    except ValueError as error:
+        raise InvalidInputError(f"keep is {keep!r} in {spec!r}.", hint="Keep a share between 0 and 1.") from error
+
+
 def make_codec(spec: str = DEFAULT) -> Codec:
     """The codec of that name.
 
@@ -44,7 +56,10 @@ def make_codec(spec: str = DEFAULT) -> Codec:
     if name not in CODECS:
         raise InvalidInputError(f"There is no codec {name!r}.", hint=f"Use one of {', '.join(CODECS)}.")
     options = _options(spec, rest)
-    codec = CODECS[name](spec, options)
+    keep = options.pop("keep", None) if name in EVICTING else None
+    codec = CODECS[name](name if keep else spec, options)
+    if keep is not None:
+        codec = EvictingCodec(spec, codec, _share(spec, keep))
     if options:
         raise InvalidInputError(
             f"The codec {name!r} has no option {', '.join(options)}.", hint="See docs/how-to/codecs.md."
