@@ -16,7 +16,7 @@ class Program:
     Attributes:
         name: of its files; also says how its result is shown.
         title: heading on the page.
-        command: words; those in braces stand for paths (`{squad}`, `{scifact}`, `{text}`, `{store}`, `{out}`).
+        command: words; those in braces stand for paths (`{squad}`, `{scifact}`, `{questions}`, `{text}`, `{store}`).
         limit: seconds after which it is stopped.
         alone: it measures times, so nothing else runs beside it.
         plot: it takes ``--plot``.
@@ -118,17 +118,17 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
     """Programs that measure no times: two of them run at once."""
     gate = ("nnm", "eval", "gate")
     data = ("--squad", "{squad}") if squad else ()
-    listed = [
+    return [
         Program(
             "gate_qa", "Questions about their own passage",
-            (*gate, "qa", "--data", "{squad}", "--passages", "oracle",
-             *_n(quick, "--limit 500 --max-tokens 16", "--limit 4 --max-tokens 8")),
+            (*gate, "qa", "--data", "{questions}", "--passages", "oracle",
+             *_n(quick, "--limit 500 --max-tokens 16 --batch 16", "--limit 4 --max-tokens 8")),
             900, plot=True,
         ),
         Program(
             "gate_needle", "Needles in long documents",
             (*gate, "needle", "--data", "{text}",
-             *_n(quick, "--lengths 2500 --cases 100", "--lengths 800 --cases 2 --depths 2")),
+             *_n(quick, "--lengths 2500 --cases 100 --batch 16", "--lengths 800 --cases 2 --depths 2")),
             700, plot=True,
         ),
         Program(
@@ -144,11 +144,12 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
         ),
         Program(
             "gate_multi", "Several memories in a prompt",
-            (*gate, "multi", *_n(quick, "", "--sizes 2 --cases 2")), 400, plot=True,
+            (*gate, "multi", *_n(quick, "--batch 16", "--sizes 2 --cases 2")), 400, plot=True,
         ),
         Program(
             "gate_extraction", "Orders hidden in memories",
-            (*gate, "extraction", "--data", "{text}", *_n(quick, "--carriers 4", "--carriers 1 --characters 300")),
+            (*gate, "extraction", "--data", "{text}",
+             *_n(quick, "--carriers 4 --batch 16", "--carriers 1 --characters 300")),
             400, plot=True,
         ),
         Program(
@@ -157,7 +158,8 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
         ),
         Program(
             "gate_conversation", "Questions about long conversations",
-            (*gate, "conversation", "--data", "{locomo}", *_n(quick, "--limit 100", "--limit 2")), 400, plot=True,
+            (*gate, "conversation", "--data", "{locomo}",
+             *_n(quick, "--limit 100 --batch 16", "--limit 2")), 400, plot=True,
         ),
         Program(
             "eval_retrieval", "Retrieval: the original's small pool of SciFact",
@@ -166,4 +168,3 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
             500,
         ),
     ]  # fmt: skip
-    return listed if squad else [program for program in listed if "{squad}" not in program.command]

@@ -50,7 +50,7 @@ from nnm_core.evaluation.statistics import bootstrap, holm, mcnemar, paired_boot
 from nnm_core.records import Answer, Hit, Memory
 
 ARMS = ("rag", "exact", "composed")
-LABELS = {"rag": "classic RAG, read", "exact": "NNM exact, repeated use", "composed": "NNM composed"}
+LABELS = {"rag": "classic RAG", "exact": "NNM exact, again", "composed": "NNM composed"}
 COLOURS = {"rag": "#3d7ea6", "exact": "#e07a3f", "composed": "#b8860b"}
 INK = "#22303c"
 
@@ -263,7 +263,7 @@ def table(report: Mapping[str, Any]) -> Table:
     title = f"{config['questions']} questions on {config['passages']} passages, {config['model']}, {config['device']}"
     shown = Table(title=title)
     for name in ("arm", "passages", "prompt tokens", "first token", "EM [95 %]", "F1", "gold given"):
-        shown.add_column(name, justify="left" if name == "arm" else "right")
+        shown.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name == "arm")
     for arm, cells in report["arms"].items():
         for k, row in cells.items():
             low, high = (100 * value for value in row["exact_match_interval"])
@@ -313,11 +313,12 @@ def save_plot(report: Mapping[str, Any], target: Path) -> None:
             rows = {k: row for k, row in cells.items() if row[key] is not None}
             across = [scale * row[key] for row in rows.values()]
             up = [100 * row["exact_match"] for row in rows.values()]
-            low, high = ([100 * row["exact_match_interval"][end] for row in rows.values()] for end in (0, 1))
-            panel.fill_between(across, low, high, color=COLOURS[arm], alpha=0.12, linewidth=0)
+            ends = [[100 * abs(row["exact_match"] - row["exact_match_interval"][end]) for row in rows.values()]
+                    for end in (0, 1)]  # fmt: skip
+            panel.errorbar(across, up, yerr=ends, fmt="none", ecolor=COLOURS[arm], elinewidth=1, capsize=2, alpha=0.5)
             panel.plot(across, up, "o-", color=COLOURS[arm], linewidth=2, label=LABELS[arm])
             for k, x, y in zip(rows, across, up, strict=True):
-                panel.annotate(k, (x, y), xytext=(0, 6), textcoords="offset points", ha="center", color=INK, fontsize=8)
+                panel.annotate(k, (x, y), xytext=(5, 5), textcoords="offset points", ha="left", color=INK, fontsize=8)
         panel.set_xlabel(label, color=INK)
         panel.grid(color="#e6eaee", linewidth=0.8)
         panel.tick_params(colors=INK, length=0)
@@ -327,7 +328,7 @@ def save_plot(report: Mapping[str, Any], target: Path) -> None:
     panels[0].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     panels[0].xaxis.set_minor_formatter(lambda value, _: f"{value:,.0f}" if f"{value:.0e}"[0] in "25" else "")
     panels[0].set_title("Exact match, %, with 95 % intervals; numbers: passages", loc="left", fontsize=10, color=INK)
-    panels[1].legend(frameon=False, loc="lower right", labelcolor=INK)
+    panels[1].legend(frameon=False, loc="best", labelcolor=INK, fontsize=9)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110)
 

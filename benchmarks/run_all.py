@@ -7,7 +7,8 @@
 compressed. Without it the passages that ship with the demo are used where that is possible, and the page says so.
 Programs that measure times run alone, the others two at a time. A program that fails or takes too long stops no other.
 What has a result of the same command and the same model weights is not run again, so an interrupted run goes on where
-it was; `--again` measures everything anew. `--budget` seconds after the start no further program is begun.
+it was; `--again` measures everything anew. After `--minutes` it is over: what still runs is stopped and the rest left
+out, the most important programs having come first.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from nnm_core.evaluation.benchmark import versions
 
 ROOT = Path(__file__).parents[1]
 LANES = 2
+# With less time than this left no program is begun.
+LEAST = 30
 # Parts of a result that are long and belong to the program's own file.
 LONG = ("items", "runs")
 
@@ -67,6 +70,11 @@ class Bench:
         """Where all results are."""
         return Path(self.options.out) / "results.json"
 
+    @property
+    def left(self) -> float:
+        """Seconds until everything has to be over."""
+        return 60 * float(self.options.minutes) - (time.perf_counter() - self.started)
+
     def run(self, listed: Sequence[Program]) -> None:
         """Run what has no fresh result: first what measures times, one by one, then the rest in lanes."""
         for program in listed:
@@ -85,11 +93,12 @@ class Bench:
             self.keep(program, record | {"status": "skipped", "reason": f"needs {', '.join(missing)} (DATA=folder)"})
         elif known.get("status") == "ok" and known.get("stamp") == record["stamp"] and not self.options.again:
             self.tell(f"{program.name}: has a fresh result")
-        elif time.perf_counter() - self.started > self.options.budget:
+        elif self.left < min(LEAST, record["limit"]):
             self.keep(program, record | {"status": "skipped", "reason": "no time was left"})
         else:
-            self.tell(f"{program.name}: begins (at most {record['limit']} s)")
-            self.keep(program, record | self.execute(program, record["limit"], threads))
+            limit = int(min(record["limit"], self.left))
+            self.tell(f"{program.name}: begins (at most {limit} s)")
+            self.keep(program, record | self.execute(program, limit, threads))
 
     def record(self, program: Program, threads: int) -> dict[str, Any]:
         """What is known of a program before it runs."""
@@ -239,6 +248,11 @@ def data_places(folder: Path | None, out: Path) -> tuple[dict[str, str], dict[st
     text = out / "text" / "passages.txt"
     text.parent.mkdir(parents=True, exist_ok=True)
     text.write_text("\n\n".join(passages(places.get("squad"))), encoding="utf-8")
+    places["questions"], shown["questions"] = places.get("squad", ""), shown["squad"]
+    if "squad" not in places:
+        asked = out / "text" / "questions.jsonl"
+        asked.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in demo_rows()), encoding="utf-8")
+        places["questions"], shown["questions"] = str(asked.resolve()), "OUT/text/questions.jsonl"
     for name, path in {"text": text, "store": out / "store", "out": out}.items():
         places[name], shown[name] = str(path.resolve()), f"OUT/{path.relative_to(out)}" if path != out else "OUT"
     return places, shown
@@ -251,6 +265,15 @@ def passages(squad: str | None) -> list[str]:
     from nnm_core.evaluation.datasets.load import load_questions
 
     return list(load_questions(squad).passages.values())
+
+
+def demo_rows() -> list[dict[str, Any]]:
+    """The demo's questions, each with its passage."""
+    texts = {passage.id: passage.text for passage in dataset.passages()}
+    return [
+        {"id": item.id, "question": item.question, "answers": item.answers, "context": texts[item.passage]}
+        for item in dataset.questions()
+    ]
 
 
 def main() -> None:
@@ -286,7 +309,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--only", nargs="+", metavar="NAME", help="only these programs")
     options.add_argument("--again", action="store_true", help="also what has a fresh result")
     options.add_argument("--quick", action="store_true", help="small sizes: shows that everything runs")
-    options.add_argument("--budget", type=float, default=1e9, help="seconds after which nothing more is begun")
+    options.add_argument("--minutes", type=float, default=38, help="after so long it is over, whatever is missing")
     return options.parse_args()
 
 

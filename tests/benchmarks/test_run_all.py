@@ -81,7 +81,7 @@ def test_what_is_fresh_is_not_run_again_unless_that_is_asked_for(run: Run, capsy
 
 
 def test_when_the_time_is_spent_nothing_more_is_begun(run: Run) -> None:
-    found = run("--only", "good", "--budget", "-1")
+    found = run("--only", "good", "--minutes", "0.001")
     assert found["programs"]["good"]["status"] == "skipped"
 
 
