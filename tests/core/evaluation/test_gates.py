@@ -400,3 +400,28 @@ def test_answers_decoded_side_by_side_are_those_decoded_alone(engine: NNM, tmp_p
         for name in ("tier", "tokens_read", "tokens_injected", "tokens_recomputed", "tokens_generated", "fallbacks"):
             assert getattr(mine, name) == getattr(theirs, name)
         assert mine.seconds_total > mine.seconds_to_first_token > 0
+
+
+def test_the_very_same_ask_is_put_once_and_says_whose_answer_it_is(
+    engine: NNM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, str]] = []
+    real = NNM.answer
+
+    def counted(self: NNM, question: Any, *args: Any, **options: Any) -> Answer:
+        calls.append((str(question), options["mode"]))
+        return real(self, question, *args, **options)
+
+    monkeypatch.setattr(NNM, "answer", counted)
+    result = qa_result(engine, tmp_path, k=1)
+    shared = [i for i in result.items if i.same_as]
+    assert len(calls) == len(result.items) - len(shared)
+    assert shared  # the tiny sample's passages share words with their questions: both sides find some
+    by_arm = {(i.arm, i.case.id): i for i in result.items}
+    for one in shared:
+        other = by_arm[one.same_as, one.case.id]
+        assert one.given == other.given
+        assert one.answer.token_ids == other.answer.token_ids
+        assert one.answer.receipt.seconds_to_first_token > other.answer.receipt.seconds_to_first_token  # its own search
+    for arm, row in result.arms.items():
+        assert row["asked"] == sum(i.arm == arm and not i.same_as for i in result.items)

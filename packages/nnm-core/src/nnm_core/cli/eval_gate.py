@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from nnm_core.evaluation.gates.core import Tell
     from nnm_core.evaluation.gates.result import GateResult
     from nnm_core.evaluation.rag import TextRetriever
-    from nnm_core.model.load import LoadedModel
 
 QuantizeOption = Annotated[
     str | None, typer.Option("--quantize", metavar="KIND", help="4bit or 8bit weights (extra 'quantize', CUDA).")
@@ -70,6 +69,7 @@ class GateRun:
     Attributes:
         model, device, quantize: which model answers, and where.
         work: folder of what was read; None for a temporary one.
+        store: a memory that exists (namespace ``default``) and is used in place of one of the gate's own.
         json, items, plot: files to write.
         system: the engine's system prompt; None takes the default one.
     """
@@ -82,6 +82,7 @@ class GateRun:
     items: Path | None = None
     plot: Path | None = None
     system: str | None = None
+    store: Path | None = None
 
     def run(self, namespace: str, gate: Callable[[NNM, Tell], GateResult]) -> None:
         """Open an engine, run the gate, show and write what it says; leave with 1 if a check failed."""
@@ -132,14 +133,14 @@ class GateRun:
                 from nnm_core import NNM
                 from nnm_core.model.prompt import DEFAULT_SYSTEM
 
-                model: LoadedModel | str = self.model
+                own = folder / text_digest(f"{self.model}/{self.quantize}")[:12]
                 engine = NNM.open(
-                    model,
-                    folder / text_digest(f"{self.model}/{self.quantize}")[:12],
-                    namespace=namespace,
+                    self.model,
+                    self.store or own,
+                    namespace="default" if self.store else namespace,
                     system=self.system or DEFAULT_SYSTEM,
                     state_cache=0,
-                    rebuild=True,
+                    rebuild=self.store is None,
                     device=self.device,
                     quantize=self.quantize,
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -56,6 +56,12 @@ def qa(
     device: shared.DeviceOption = None,
     quantize: options.QuantizeOption = None,
     work: options.WorkOption = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Use (and fill up) the memory here, if it holds these passages by their ids."
+        ),
+    ] = None,
     json: shared.JsonOption = None,
     items: options.ItemsOption = None,
     plot: options.PlotOption = None,
@@ -66,10 +72,12 @@ def qa(
     found = _questions(data, format, evidence, corpus)
     prompt = _template(template)
     settings = gate.QASettings(passages, k, limit, max_tokens, seed, batch, names_of(arms), composer, prompt)
-    searchable = passages != gate.ORACLE
+    # A memory that is given has vectors, and gets them for what is added.
+    searchable = passages != gate.ORACLE or store is not None
+    settings = replace(settings, searchable=searchable)
     namespace = namespace_of("qa", searchable, sorted(found.passages.items()))
-    run = GateRun(model, device, quantize, work, json, items, plot)
-    with retriever_of(retriever if searchable else "bm25") as chosen:
+    run = GateRun(model, device, quantize, work, json, items, plot, store=store)
+    with retriever_of("bm25" if passages == gate.ORACLE else retriever) as chosen:
         run.run(namespace, lambda engine, tell: gate.run(engine, found, chosen, settings, tell=tell))
 
 
@@ -96,8 +104,6 @@ def needle(
     plot: options.PlotOption = None,
 ) -> None:
     """A code hidden in long documents, at every length and depth; nothing is ever cut short."""
-    from dataclasses import replace
-
     from nnm_core.evaluation.gates import needle as gate
     from nnm_core.evaluation.gates.haystack import Haystack
 
@@ -258,8 +264,6 @@ def _texts_of(settings: DataclassInstance) -> dict[str, Any]:
 
 def _questions(data: str, format: str | None, evidence: Path | None, corpus: Path | None) -> QuestionSet:
     """The questions, and the passages of the corpus in place of their own if one is named."""
-    from dataclasses import replace
-
     from nnm_core.evaluation.datasets import download_questions, load_beir, load_questions
     from nnm_core.evaluation.datasets.load import FORMATS, Format
 

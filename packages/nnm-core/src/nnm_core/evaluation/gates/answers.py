@@ -26,6 +26,8 @@ def answers(engine: NNM, asks: Sequence[Ask], max_tokens: int) -> list[Answer]:
     from there; a decoding step of a batch costs little more than one of a single answer. Its seconds are shared out
     evenly.
     """
+    if not asks:
+        return []
     if len(asks) == 1:
         return [_alone(engine, asks[0], max_tokens)]
     requests: list[Request] = []

@@ -79,6 +79,7 @@ class Item:
         answer: what came back; its receipt has the exact token counts.
         scores: metric -> value; those of yes or no are 0.0 or 1.0.
         given: ids of the memories or passages that the model was given.
+        same_as: the arm that had asked the very same before, whose answer this is; empty if it was asked for this arm.
     """
 
     arm: str
@@ -86,6 +87,7 @@ class Item:
     answer: Answer
     scores: Mapping[str, float]
     given: tuple[str, ...] = ()
+    same_as: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: one flat record."""
@@ -99,6 +101,7 @@ class Item:
             "token_ids": self.answer.token_ids,
             "scores": self.scores,
             "memories": self.given,
+            "same_as": self.same_as,
             "receipt": self.answer.receipt,
         }
 
@@ -163,22 +166,46 @@ def ask_all(
     unique(cases)
     for start in range(0, len(cases), batch):
         tell("Asking", start, len(cases))
-        some = cases[start : start + batch]
-        by_arm = [_ask_arm(engine, name, arm, some, score, max_tokens) for name, arm in arms.items()]
+        asked = _Asked(engine, cases[start : start + batch], score, max_tokens)
+        by_arm = [asked.arm(name, arm) for name, arm in arms.items()]
         items += [item for row in zip(*by_arm, strict=True) for item in row]
     tell("Asking", len(cases), len(cases))
     return items
 
 
-def _ask_arm(engine: NNM, name: str, arm: Arm, cases: Sequence[Case], score: Score, max_tokens: int) -> list[Item]:
-    from nnm_core.evaluation.gates.answers import answers
+class _Asked:
+    """Some cases, and what has been answered to them so far: the same ask is not put twice.
 
-    asks = [arm(case) for case in cases]
-    found = [_with_search(ask, answer) for ask, answer in zip(asks, answers(engine, asks, max_tokens), strict=True)]
-    return [
-        Item(name, case, answer, score(case, ask, answer), ask.names)
-        for case, ask, answer in zip(cases, asks, found, strict=True)
-    ]
+    Decoding is greedy, so two arms that ask the very same (a retriever found the passage that the oracle gives) would
+    get the same answer twice; the second one's item says whose it is.
+    """
+
+    def __init__(self, engine: NNM, cases: Sequence[Case], score: Score, max_tokens: int) -> None:
+        self._engine, self._cases, self._score, self._max_tokens = engine, cases, score, max_tokens
+        self._known: dict[tuple[Any, ...], tuple[str, Answer]] = {}
+
+    def arm(self, name: str, arm: Arm) -> list[Item]:
+        """The items of one arm, in the order of the cases."""
+        from nnm_core.evaluation.gates.answers import answers
+
+        asks = [arm(case) for case in self._cases]
+        keys = [(case.id, *_key(ask)) for case, ask in zip(self._cases, asks, strict=True)]
+        new = {key: ask for key, ask in zip(keys, asks, strict=True) if key not in self._known}
+        found = answers(self._engine, list(new.values()), self._max_tokens)
+        self._known.update({key: (name, answer) for key, answer in zip(new, found, strict=True)})
+        items = []
+        for case, ask, key in zip(self._cases, asks, keys, strict=True):
+            owner, answer = self._known[key]
+            answer = _with_search(ask, answer)
+            shared = "" if owner == name else owner
+            items.append(Item(name, case, answer, self._score(case, ask, answer), ask.names, shared))
+        return items
+
+
+def _key(ask: Ask) -> tuple[Any, ...]:
+    """All that an answer depends on."""
+    memories = tuple((memory.id, memory.version) for memory in ask.memories)
+    return ask.prompt, memories, ask.mode, ask.policy, ask.composer
 
 
 def _with_search(ask: Ask, answer: Answer) -> Answer:

@@ -64,6 +64,7 @@ class QASettings:
         arms: only these, by name; None for all.
         composer: of the composed arm; None takes the default one.
         template: of classic RAG's user turn; None takes NNM's layout.
+        searchable: make vectors even if nothing is searched for (with retrieved passages they are made anyway).
     """
 
     passages: Passages = "both"
@@ -75,6 +76,7 @@ class QASettings:
     arms: tuple[str, ...] | None = None
     composer: str | None = None
     template: str | None = None
+    searchable: bool = False
 
 
 def run(
@@ -105,7 +107,7 @@ def run(
     asked = asked.sample(settings.limit, seed=settings.seed)
     cases = [Case(q.id, q.text, q.answers, {"category": q.category}, q) for q in asked.questions]
     wanted = data.passages if retrieved else _oracle_passages(data, asked.questions)
-    memories = remember(engine, wanted, searchable=retrieved, tell=tell)
+    memories = remember(engine, wanted, searchable=retrieved or settings.searchable, tell=tell)
     if retrieved:
         tell("Indexing for classic RAG", 0, 1)
         retriever.index([memory.text for memory in memories.values()])

@@ -105,7 +105,8 @@ def summarise(items: Sequence[Item]) -> dict[str, dict[str, Any]]:
     """Arm -> figures: every metric with its 95 % bootstrap interval over unique cases, exact token counts, seconds.
 
     ``tokens`` are sums over all cases, of the receipts; ``tokens_mean`` their means; ``prompt_tokens`` the shortest
-    and the longest prompt; seconds are medians.
+    and the longest prompt; seconds are medians; ``asked`` counts the cases that no other arm had asked in the very same
+    way; ``cut_short`` those whose answer was longer than allowed.
     """
     return {arm: _figures(of_arm(items, arm)) for arm in arm_names(items)}
 
@@ -127,6 +128,7 @@ def _figures(mine: Sequence[Item]) -> dict[str, Any]:
         "seconds_to_first_token": statistics.median(receipt.seconds_to_first_token for receipt in receipts),
         "seconds_total": statistics.median(receipt.seconds_total for receipt in receipts),
         "tiers": dict(Counter(receipt.tier for receipt in receipts)),
+        "asked": sum(not item.same_as for item in mine),
         "cut_short": sum(item.answer.finish_reason == "length" for item in mine),
     }
 
