@@ -124,13 +124,16 @@ def make(name: str, **settings: Any) -> PreTrainedModel:
 @cache
 def tiny(name: str) -> PreTrainedModel:
     """The model `make(name)`, made once; do not change it."""
-    return make(name)
+    # A test that asks for it first may run in inference mode; the next one may need ordinary parameters.
+    with torch.inference_mode(False):
+        return make(name)
 
 
 @cache
 def loaded(name: str) -> LoadedModel:
     """`tiny(name)` as the engine sees it, with a tokenizer of bytes; do not change it."""
-    return wrap_model(tiny(name), byte_tokenizer(), name=name)
+    with torch.inference_mode(False):
+        return wrap_model(tiny(name), byte_tokenizer(), name=name)
 
 
 def byte_tokenizer(template: str | None = CHATML, **settings: Any) -> PreTrainedTokenizerFast:

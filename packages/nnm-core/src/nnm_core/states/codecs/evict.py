@@ -2,7 +2,8 @@
 
 What is kept is decided without a question (KVzip, arXiv 2505.23416, section 3): the model is asked to repeat the memory
 behind it, and a token counts as much as the repetition attends to it: the largest weight over heads and repeated
-tokens, summed over layers. Kept tokens keep their positions; the others leave gaps, in the positions but not in the cache.
+tokens, summed over layers. Kept tokens keep their positions; the others leave gaps, in the positions but not in the
+cache.
 """
 
 from __future__ import annotations
