@@ -107,7 +107,10 @@ def main() -> None:
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)
                 arguments.json.write_text(json.dumps(summary(report), indent=1))
     static = static_forward(model)
-    report["config"]["graphs"] = {"refusal": static.refusal, "captured": static.captures, "replayed": static.replays}
+    report["config"]["graphs"] = {
+        "refusal": static.refusal, "captured": static.captures, "replayed": static.replays,
+        "copies_overlap": static.overlaps,
+    }  # fmt: skip
     if arguments.json:
         arguments.json.write_text(json.dumps(summary(report), indent=1))
     show(summary(report))

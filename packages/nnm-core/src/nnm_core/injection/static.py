@@ -76,6 +76,7 @@ class StaticForward:
         refusal: why this model or machine takes the ordinary way; empty when it does not.
         captures: graphs captured so far.
         replays: passes run by them.
+        overlaps: whether a graph waits for each layer's states by itself, so that copying and computing overlap.
     """
 
     def __init__(self, model: LoadedModel, *, graphs: bool | None = None) -> None:
@@ -88,6 +89,7 @@ class StaticForward:
         self._ready: list[torch.cuda.Event] = []
         self._steps: OrderedDict[tuple[int, int], _Step] = OrderedDict()
         self._pool: Any = None
+        self._overlap = True
         self.captures = 0
         self.replays = 0
         self.refusal = unfit(model) or self._check(model)
@@ -130,6 +132,11 @@ class StaticForward:
         cache.advance(start + count)
         return logits.clone()
 
+    @property
+    def overlaps(self) -> bool:
+        """See the class."""
+        return bool(self._ready)
+
     def _take_back(self) -> None:
         self._lent = False
 
@@ -152,10 +159,8 @@ class StaticForward:
             with torch.inference_mode(False):  # so that the buffers can also be written outside of it
                 shape = (model.layers, 2, heads, places, dim)
                 self._block = torch.zeros(shape, dtype=like.dtype, device=like.device)
-            if like.is_cuda and not self._ready:
-                self._ready = [torch.cuda.Event(external=True) for _ in range(model.layers)]
-                for event in self._ready:
-                    event.record()
+            if like.is_cuda and self._overlap and not self._ready:
+                self._ready = _events(model.layers)
         return True
 
     def _check(self, model: LoadedModel) -> str:
@@ -187,17 +192,31 @@ class StaticForward:
             twin = PlacedCache(model.layers, block=cache.block)
             self._steps[key] = _Step(static, lambda: _pass(model, twin, static, reach))
             return self._steps[key]
-        try:
-            step = self._record(model, cache, static, reach)
-        except RuntimeError as error:
-            self.refusal = f"the pass could not be captured: {_first_line(error)}"
+        step = self._try_to_record(model, cache, static, reach)
+        if step is None and self._ready:
+            # Perhaps it was the waiting for single layers: without it the graph begins when all states are there.
+            torch.cuda.synchronize(model.device)
+            self._overlap, self._ready = False, []
+            for layer in cache.placed:
+                layer.ready = None
+            step = self._try_to_record(model, cache, static, reach)
+        if step is None:
             logger.warning("%s: questions are read without CUDA graphs from now on: %s", model.name, self.refusal)
             return None
+        self.refusal = ""
         self.captures += 1
         self._steps[key] = step
         if len(self._steps) > _MOST_GRAPHS:
             self._steps.popitem(last=False)
         return step
+
+    def _try_to_record(self, model: LoadedModel, cache: PlacedCache, static: Tensor, reach: int) -> _Step | None:
+        try:
+            return self._record(model, cache, static, reach)
+        except RuntimeError as error:
+            self.refusal = f"the pass could not be captured: {_first_line(error)}"
+            logger.info("%s: %s", model.name, self.refusal)
+            return None
 
     def _record(self, model: LoadedModel, cache: PlacedCache, static: Tensor, reach: int) -> _Step:
         """Run the pass twice (libraries set themselves up), then capture it. Running it again changes nothing."""
@@ -218,6 +237,17 @@ class StaticForward:
             return logits
 
         return _Step(static, replay)
+
+
+def _events(count: int) -> list[torch.cuda.Event]:
+    """Events for which a graph can wait though they are recorded outside of it; none where torch has no such events."""
+    try:
+        events = [torch.cuda.Event(external=True) for _ in range(count)]
+    except TypeError:
+        return []
+    for event in events:  # one that was never recorded is not waited for
+        event.record()
+    return events
 
 
 def unfit(model: LoadedModel) -> str:

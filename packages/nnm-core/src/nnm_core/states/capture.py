@@ -14,7 +14,7 @@ from nnm_core.states.cache import RecordingCache
 from nnm_core.states.state import ROOT, PlacedState, State
 from nnm_core.states.transfer import HostState, uniform
 
-EMPTY = PlacedState(ROOT, 0, ())
+EMPTY: PlacedState = PlacedState(ROOT, 0, ())
 
 
 @torch.inference_mode()
