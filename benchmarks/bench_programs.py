@@ -66,7 +66,7 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
             "equal_budget",
             "Equal budget: classic RAG and NNM at the same time, and at the same tokens",
             ("python", "benchmarks/equal_budget.py", *data, "--store", "{store}",
-             *_n(quick, "--questions 300 --timed 12 --read 1 2 3 5 --composed 1 2 3 5 8",
+             *_n(quick, "--questions 300 --timed 12 --read 1 2 3 5 --composed 1 3 5 8",
                  "--questions 4 --timed 1 --read 1 2 --composed 1 2")),
             1100, alone=True, plot=True,
         ),
@@ -78,7 +78,7 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
         Program(
             "ingest", "What ingest costs",
             ("python", "benchmarks/ingest.py",
-             *_n(quick, "--passages 24 --repeats 3", "--passages 4 --tokens 60 --repeats 1")),
+             *_n(quick, "--passages 16 --repeats 3", "--passages 4 --tokens 60 --repeats 1")),
             240, alone=True, plot=True,
         ),
         Program(
@@ -107,7 +107,7 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
             ),
             Program(
                 "codecs", "Codecs: bytes, quality, time",
-                ("python", "benchmarks/codecs.py", "--data", "{squad}", *_n(quick, "--questions 150", "--questions 4")),
+                ("python", "benchmarks/codecs.py", "--data", "{squad}", *_n(quick, "--questions 100", "--questions 4")),
                 300, alone=True, plot=True,
             ),
         ]  # fmt: skip
@@ -118,10 +118,12 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
     """Programs that measure no times: two of them run at once."""
     gate = ("nnm", "eval", "gate")
     data = ("--squad", "{squad}") if squad else ()
+    # The memory of all passages that `equal_budget` has left: they need not be read twice.
+    store = ("--store", "{store}") if squad and not quick else ()
     return [
         Program(
             "gate_qa", "Questions about their own passage",
-            (*gate, "qa", "--data", "{questions}", "--passages", "oracle",
+            (*gate, "qa", "--data", "{questions}", "--passages", "oracle", *store,
              *_n(quick, "--limit 500 --max-tokens 16 --batch 16", "--limit 4 --max-tokens 8")),
             900, plot=True,
         ),
@@ -134,27 +136,27 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
         Program(
             "original_claims", "The original project's claims, made again and put right",
             ("python", "benchmarks/original_claims.py", *data,
-             *_n(quick, "--questions 80 --cases 36", "--questions 2 --cases 2 --limit 200")),
+             *_n(quick, "--questions 60 --cases 24", "--questions 2 --cases 2 --limit 200")),
             500,
         ),
         Program(
             "exactness", "Is the exact tier exact?",
-            ("python", "benchmarks/exactness.py", *_n(quick, "--prompts 150 --chains 16", "--prompts 2 --chains 2")),
+            ("python", "benchmarks/exactness.py", *_n(quick, "--prompts 80 --chains 8", "--prompts 2 --chains 2")),
             400,
         ),
         Program(
             "gate_multi", "Several memories in a prompt",
-            (*gate, "multi", *_n(quick, "--batch 16", "--sizes 2 --cases 2")), 400, plot=True,
+            (*gate, "multi", *_n(quick, "--cases 10 --batch 16", "--sizes 2 --cases 2")), 400, plot=True,
         ),
         Program(
             "gate_extraction", "Orders hidden in memories",
             (*gate, "extraction", "--data", "{text}",
-             *_n(quick, "--carriers 4 --batch 16", "--carriers 1 --characters 300")),
+             *_n(quick, "--carriers 2 --batch 16", "--carriers 1 --characters 300")),
             400, plot=True,
         ),
         Program(
             "gate_claims", "Claims: supported, contradicted or neither",
-            (*gate, "claims", "--data", "{scifact}", *_n(quick, "--limit 100", "--limit 2")), 400, plot=True,
+            (*gate, "claims", "--data", "{scifact}", *_n(quick, "--limit 60", "--limit 2")), 400, plot=True,
         ),
         Program(
             "gate_conversation", "Questions about long conversations",
@@ -164,7 +166,7 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
         Program(
             "eval_retrieval", "Retrieval: the original's small pool of SciFact",
             ("nnm", "eval", "retrieval", "{scifact}", "--only-subset", "--subset",
-             *_n(quick, "50x250", "3x6 --labels 4 --no-rerank")),
+             *_n(quick, "50x250 --routes one-pass --no-rerank", "3x6 --labels 4 --no-rerank")),
             500,
         ),
     ]  # fmt: skip
