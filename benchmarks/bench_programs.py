@@ -118,19 +118,19 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
     """Programs that measure no times: two of them run at once."""
     gate = ("nnm", "eval", "gate")
     data = ("--squad", "{squad}") if squad else ()
-    # The memory of all passages that `equal_budget` has left: they need not be read twice.
-    store = ("--store", "{store}") if squad and not quick else ()
+    # The memory of all passages that `equal_budget` has left: they need not be read twice, and can be searched.
+    found = ("-k", "1", "--store", "{store}") if squad and not quick else ("--passages", "oracle")
     return [
         Program(
-            "gate_qa", "Questions about their own passage",
-            (*gate, "qa", "--data", "{questions}", "--passages", "oracle", *store,
+            "gate_qa", "Questions about passages, given and found",
+            (*gate, "qa", "--data", "{questions}", *found,
              *_n(quick, "--limit 500 --max-tokens 16 --batch 16", "--limit 4 --max-tokens 8")),
             900, plot=True,
         ),
         Program(
             "gate_needle", "Needles in long documents",
-            (*gate, "needle", "--data", "{text}",
-             *_n(quick, "--lengths 2500 --cases 100 --batch 16", "--lengths 800 --cases 2 --depths 2")),
+            (*gate, "needle", "--data", "{text}", "--arms", "read,nnm,composed",
+             *_n(quick, "--lengths 2500,5000 --cases 100 --batch 16", "--lengths 800 --cases 2 --depths 2")),
             700, plot=True,
         ),
         Program(
