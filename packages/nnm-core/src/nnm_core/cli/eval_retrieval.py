@@ -71,7 +71,8 @@ def retrieval(
         typer.Option(metavar="FILE", help="Write what the states say of each candidate (.npz)."),
     ] = None,
     runs: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Rankings saved before; only missing baselines are run.")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Rankings saved before, put together; only missing baselines are run."),
     ] = None,
     json: shared.JsonOption = None,
 ) -> None:
@@ -105,7 +106,7 @@ def retrieval(
         all_heads=save_evidence is not None,
     )
     tell = _teller(started)
-    if runs is not None:
+    if runs:
         made, config = _replayed(sets, runs, options, tell)
     else:
         made, config = _made(sets, _Reader(model, device, dtype), options, tell, save_evidence)
@@ -171,19 +172,20 @@ def _made(
 
 
 def _replayed(
-    sets: Sequence[RetrievalSet], path: Path, options: RetrievalOptions, tell: Callable[[str], None]
+    sets: Sequence[RetrievalSet], paths: Sequence[Path], options: RetrievalOptions, tell: Callable[[str], None]
 ) -> tuple[Runs, dict[str, Any]]:
-    """Saved rankings, with the baselines that they lack."""
+    """Saved rankings, with the baselines that they lack; the configuration is the first file's."""
     from nnm_core.evaluation import baselines
     from nnm_core.evaluation.retrieval_experiment import LIMIT
     from nnm_core.evaluation.retrieval_report import load_runs
 
-    saved, config = load_runs(path)
+    files = [load_runs(path) for path in paths]
     runs: Runs = {}
     for data in sets:
-        if data.name not in saved:
-            raise InvalidInputError(f"{path} has no rankings of {data.name}.", hint=f"It has {', '.join(saved)}.")
-        arms = saved[data.name]
+        arms = {name: found for saved, _ in reversed(files) for name, found in saved.get(data.name, {}).items()}
+        if not arms:
+            known = ", ".join(sorted({name for saved, _ in files for name in saved}))
+            raise InvalidInputError(f"There are no saved rankings of {data.name}.", hint=f"There are some of {known}.")
         names = {"bm25": baselines.BM25, "minilm": baselines.MINILM}
         missing = [short for short in options.baselines if names[short] not in arms]
         if missing:
@@ -193,7 +195,7 @@ def _replayed(
         if baselines.BM25 in arms and baselines.MINILM in arms and baselines.BOTH not in arms:
             arms[baselines.BOTH] = baselines.together(arms[baselines.BM25], arms[baselines.MINILM], LIMIT)
         runs[data.name] = arms
-    return runs, {**config, "runs": str(path)}
+    return runs, files[0][1]
 
 
 def _report(sets: Sequence[RetrievalSet], runs: Runs, config: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
@@ -207,10 +209,10 @@ def _report(sets: Sequence[RetrievalSet], runs: Runs, config: dict[str, Any], *,
         found[data.name] = {"arms": {r.name: r.to_dict() for r in results}, "ablation": steps}
         if not quiet:
             console = stdout()
-            # In a pipe the console believes in 80 columns, which would break every name in two.
-            width = console.width if console.is_terminal else _PIPE_WIDTH
-            console.print(_arms_table(data, results), width=width, crop=False)
-            console.print(_steps_table(data, steps), width=width, crop=False)
+            if not console.is_terminal:  # a pipe has no width; the 80 columns of a console would break every name
+                console.width = _PIPE_WIDTH
+            console.print(_arms_table(data, results))
+            console.print(_steps_table(data, steps))
     first = found.pop(sets[0].name)
     return {**first, "sets": found, "config": config}
 
