@@ -168,3 +168,20 @@ def test_the_doctor_says_what_is_missing(real_nnm: Nnm) -> None:
 def test_the_tiny_reader_of_other_tests_is_the_same_model(reader: Path) -> None:
     with NNM.open(str(reader), None, device="cpu") as nnm:
         assert nnm.model.fingerprint == tiny_reader().fingerprint
+
+
+def test_layers_are_shown_drawn_and_kept(cli: Nnm) -> None:
+    Path("more.jsonl").write_text(
+        "".join(
+            json.dumps({"id": f"m{i}", "text": f"Bin {i} goes out on day {i}. It is green. Ask {i}."}) + "\n"
+            for i in range(9)
+        )
+    )
+    assert cli("add", "more.jsonl").code == 0
+    ran = cli("layers", "--labels", "5", "--plot", "layers.png", "--json", "layers.json")
+    assert ran.code == 0, ran.err
+    assert "Chosen:" in ran.out
+    assert "intrinsic dimension" in ran.out
+    assert Path("layers.png").read_bytes().startswith(b"\x89PNG")
+    assert list(json.loads(Path("layers.json").read_text())["arms"]) == [f"layer {i}" for i in range(4)]
+    fails(cli("layers", "--plot", "layers.xyz"), "xyz", ".png")

@@ -35,6 +35,7 @@ from nnm_core.storage.journal_records import Entry, Removal, StateRef, Write
 from nnm_core.storage.lock import NamespaceLock
 from nnm_core.storage.paths import make_private_directory, namespace_directory
 from nnm_core.storage.recovery import carry_out, recover
+from nnm_core.token_level import FIT_FROM, TokenLevel
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ _FIRST_FIT = 16
 _CHOOSE_FROM = 256
 # Documents among which the own sentences have to find theirs when the search weights are chosen.
 _CHOICE_SAMPLE = 2000
+# What the token level has to say beside the fused rankings' 1.
+_TOKEN_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class StoreSettings:
         url: address of a Qdrant server for the vectors; None uses the embedded index.
         state_quota: bytes of states to keep on disk, least recently used out first; None for no limit.
         codec: how states are kept (`nnm_core.states.codecs`); None for as they are, ``native`` in a new namespace.
+        int8: keep vectors in a byte a number; None for as they are, 32 bits in a new namespace.
+        tokens: keep token vectors and score candidates anew with them; None for as it is, without in a new namespace.
     """
 
     path: Path | None = None
@@ -65,6 +70,8 @@ class StoreSettings:
     url: str | None = None
     state_quota: int | None = None
     codec: str | None = None
+    int8: bool | None = None
+    tokens: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,6 @@ class Collection:
         self.model = model
         self.settings = settings
         self._left = left
-        self.embedder = KVEmbedder(model, _embedding_settings(model))
         self._folder = None if settings.path is None else namespace_directory(settings.path, settings.namespace)
         self._lock = None if self._folder is None else NamespaceLock(make_private_directory(self._folder)).acquire()
         self._open: list[Callable[[], None]] = [] if self._lock is None else [self._lock.release]
@@ -110,7 +116,9 @@ class Collection:
         self._open.append(self.journal.close)
         # Length of the vectors if another embedder makes them; None if the engine's own does.
         self.foreign_dim: int | None = self.journal.get_setting("foreign_dim")
+        self.embedder = KVEmbedder(self.model, self._embedding_settings())
         self.needs_rereading = self._check_model(rebuild=rebuild)
+        self._load_index_options()
         states = None if folder is None else folder / "states"
         self.blobs: BlobStore = open_blobs(states, quota=self.settings.state_quota)
         self._open.append(self.blobs.close)
@@ -122,6 +130,20 @@ class Collection:
         torn = damaged or recovery.missing_points or self.journal.get_setting("reindexing", default=False)
         if torn and not self.needs_rereading:
             self.reindex()
+
+    def _embedding_settings(self) -> EmbeddingSettings:
+        """The namespace's own where this model made it, else the defaults."""
+        known = self.journal.get_setting("model")
+        if known is not None and known["identity"] == self.model.identity and self.journal.live_count() > 0:
+            return EmbeddingSettings.from_json(self.journal.get_setting("embedding") or known["embedding"])
+        # Without the attention seam there is no slot to re-route through; the vectors are then plain pooled states.
+        return EmbeddingSettings() if self.model.intervenes else EmbeddingSettings(route="off")
+
+    def choose_embedding(self, settings: EmbeddingSettings) -> None:
+        """From now on embed in another way; all texts have to be read again (`needs_rereading`)."""
+        self.journal.set_setting("embedding", settings.to_json())
+        self.embedder = KVEmbedder(self.model, settings)
+        self.needs_rereading = True
 
     def _choose_codec(self) -> Codec:
         """The codec asked for, else the namespace's own. States in another form are converted when they are used."""
@@ -147,7 +169,9 @@ class Collection:
         current = self._model_note()
         if known is None or self.journal.live_count() == 0:
             self.journal.set_setting("model", current)
-        elif known["identity"] != current["identity"] or known["embedding"] != current["embedding"]:
+        elif known["identity"] == current["identity"]:
+            return bool(known["embedding"] != current["embedding"])  # `choose_embedding` was interrupted
+        else:
             if rebuild:
                 return True
             raise StoreMismatchError(
@@ -167,8 +191,24 @@ class Collection:
             "namespace": self.settings.namespace,
             "dim": self.dim,
             "url": self.settings.url,
+            "token_dim": None if self.token_level is None else self.token_level.dim,
+            "eight_bits": self._int8,
         }
         return folder, options
+
+    def _load_index_options(self) -> None:
+        """What the index keeps: what is asked for, else what was; another wish makes the index anew."""
+        known = self.journal.get_setting("index", default={"int8": False, "tokens": False})
+        asked = {"int8": self.settings.int8, "tokens": self.settings.tokens}
+        wanted = {name: bool(known[name] if asked[name] is None else asked[name]) for name in known}
+        self._int8 = wanted["int8"]
+        if wanted != known:
+            self.journal.set_setting("reindexing", self.journal.live_count() > 0)
+            self.journal.set_setting("index", wanted)
+        self.token_level: TokenLevel | None = None
+        if wanted["tokens"] and self.foreign_dim is None:
+            fresh = self.needs_rereading
+            self.token_level = TokenLevel(self.model, self.journal, self.embedder.settings, fresh=fresh)
 
     def _open_index(self) -> tuple[VectorIndex, bool]:
         """The index, and whether it has to be filled from the journal."""
@@ -178,7 +218,9 @@ class Collection:
         missing = folder is not None and not folder.exists() and self.journal.live_count() > 0
         try:
             return open_index(folder, **options), missing
-        except IndexDamagedError as error:
+        except (IndexDamagedError, StoreMismatchError) as error:
+            if isinstance(error, StoreMismatchError) and not self.journal.get_setting("reindexing", default=False):
+                raise
             logger.warning("%s It is built again from the journal.", error)
             return open_index(folder, **options, fresh=True), True
 
@@ -206,6 +248,7 @@ class Collection:
         self.journal.set_setting("foreign_dim", dim)
         self.journal.set_setting("whitening", None)
         self.foreign_dim = dim
+        self._load_index_options()
         self.index.close()
         folder, options = self._index_place()
         self.index = open_index(folder, **options, fresh=True)
@@ -232,8 +275,15 @@ class Collection:
             self.index,
             dense=self.dense_query if self.foreign_dim is None else None,
             sparse=self.sparse_query,
-            settings=SearchSettings(**search) if search else None,
+            tokens=None if self.token_level is None else self.token_level.query,
+            settings=self._search_settings(search),
         )
+
+    def _search_settings(self, saved: Any) -> SearchSettings:
+        settings = SearchSettings(**saved) if saved else SearchSettings()
+        if self.token_level is None or "tokens" in settings.weights:
+            return settings
+        return settings.with_weights(tokens=_TOKEN_WEIGHT)
 
     def dense_query(self, text: str) -> Vectors:
         """The query side of the engine's own vectors."""
@@ -251,16 +301,19 @@ class Collection:
             self.reindex(refit=True)
 
     def reindex(self, *, refit: bool = False) -> None:
-        """Write every point of the index anew from the journal's texts and raw vectors; no text is read by the model.
+        """Write every point of the index anew from the journal's texts and raw vectors; no text is read by the model,
+        but for token vectors that the index does not have.
 
         A kill in between is noticed at the next open, and the work is done again.
         """
         self.journal.set_setting("reindexing", True)
         if refit:
             self._refit()
+        remake = False
         for batch in self.journal.iter_raw(_BATCH):
             entries = [entry for entry, _ in batch]
-            self.index.upsert(self._points(entries, [vector for _, vector in batch]))
+            remake = remake or (refit and self._scale_tokens(entries))
+            self.index.upsert(self._points(entries, [vector for _, vector in batch], remake_tokens=remake))
         if refit and self.foreign_dim is None and self.journal.live_count() >= _CHOOSE_FROM:
             self._choose_weights()
         self.journal.set_setting("reindexing", False)
@@ -275,6 +328,7 @@ class Collection:
             embedder=self.embedder,
             whitening=self.whitening,
             sparse=self.sparse,
+            base=self.searcher.settings,
         )
         self.searcher.settings = settings
         self.journal.set_setting("search", settings.to_dict())
@@ -296,17 +350,41 @@ class Collection:
         self.journal.set_setting("whitening", save_arrays(self.whitening.to_arrays()))
         self.journal.set_setting("sparse", self.sparse.settings.to_dict())
 
-    def _points(self, entries: Sequence[Entry], raw: Sequence[NDArray[Any] | None]) -> list[Point]:
+    def _scale_tokens(self, entries: Sequence[Entry]) -> bool:
+        """Fit the token level's scale if it has none yet and these are enough; whether that was done."""
+        if self.token_level is None or self.token_level.fitted or len(entries) < FIT_FROM:
+            return False
+        self.token_level.fit([entry.memory.text for entry in entries])
+        return True
+
+    def _points(
+        self, entries: Sequence[Entry], raw: Sequence[NDArray[Any] | None], *, remake_tokens: bool = False
+    ) -> list[Point]:
         present = [vector.astype(np.float32) for vector in raw if vector is not None]
         dense = iter(self.whitening.transform(np.stack(present)) if present else ())
         vectors = [None if vector is None else next(dense) for vector in raw]
-        return [self._point(entry, vector) for entry, vector in zip(entries, vectors, strict=True)]
+        tokens = self._token_vectors(entries, remake=remake_tokens)
+        return [self._point(*row) for row in zip(entries, vectors, tokens, strict=True)]
 
-    def _point(self, entry: Entry, dense: Vectors | None) -> Point:
+    def _token_vectors(self, entries: Sequence[Entry], *, remake: bool) -> list[Vectors | None]:
+        """Those that the index has already, else made by the model; None everywhere without a token level."""
+        found: list[Vectors | None] = [None] * len(entries)
+        if self.token_level is None:
+            return found
+        if not remake:
+            known = self.index.retrieve([entry.point for entry in entries])
+            found = [None if point is None else point.tokens for point in known]
+        missing = [index for index, rows in enumerate(found) if rows is None]
+        made = self.token_level.documents([entries[index].memory.text for index in missing])
+        for index, rows in zip(missing, made, strict=True):
+            found[index] = rows
+        return found
+
+    def _point(self, entry: Entry, dense: Vectors | None, tokens: Vectors | None) -> Point:
         payload = {"id": entry.memory.id, "metadata": dict(entry.memory.metadata)}
         # A vector equal to the mean has no direction left; the index would refuse it.
         dense = dense if dense is not None and dense.any() else None
-        return Point(entry.point, dense, self.sparse.document(entry.memory.text), payload=payload)
+        return Point(entry.point, dense, self.sparse.document(entry.memory.text), tokens, payload)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -317,28 +395,31 @@ class Collection:
 
     def write(self, entries: Sequence[Entry], raw: Sequence[Vectors | None], states: Sequence[StoredState]) -> None:
         """Make pending `entries` live, after their states: first the vectors, then the journal's commit."""
-        self.index.upsert(self._points(entries, raw))
-        self.remove(self.journal.commit(self._writes(entries, raw, states)))
+        if self.journal.live_count() == 0:
+            self._scale_tokens(entries)
+        self.remove(self.journal.commit(self._indexed(entries, raw, states)))
 
     def rewrite(
         self, entries: Sequence[Entry], raw: Sequence[Vectors | None], states: Sequence[StoredState | None]
     ) -> None:
         """Replace what another model derived from live `entries`."""
-        self.index.upsert(self._points(entries, raw))
-        self.remove(self.journal.rederive(self._writes(entries, raw, states)))
+        self.remove(self.journal.rederive(self._indexed(entries, raw, states)))
 
-    def _writes(
+    def _indexed(
         self, entries: Sequence[Entry], raw: Sequence[Vectors | None], states: Sequence[StoredState | None]
     ) -> list[Write]:
+        """What the journal keeps; the index has its points already, made of what is kept and so the same again."""
         # Half precision is plenty for our own vectors; those of others are given back as they came.
         kind = np.float16 if self.foreign_dim is None else np.float32
-        rows = zip(entries, raw, states, strict=True)
-        return [_write(entry, None if row is None else row.astype(kind), state) for entry, row, state in rows]
+        kept = [None if row is None else row.astype(kind) for row in raw]
+        self.index.upsert(self._points(entries, kept))
+        return [_write(entry, row, state) for entry, row, state in zip(entries, kept, states, strict=True)]
 
     def finish_rereading(self) -> None:
         """From now on the namespace belongs to this model."""
         self.needs_rereading = False
         self.journal.set_setting("model", self._model_note())
+        self.journal.set_setting("embedding", None)
         self.refit_if_grown()
 
     def abandon(self, entries: Sequence[Entry]) -> None:
@@ -418,8 +499,3 @@ class Collection:
 def _write(entry: Entry, vector: NDArray[Any] | None, state: StoredState | None) -> Write:
     refs, tokens = ((), 0) if state is None else ((state.ref,), state.tokens)
     return Write(entry.point, vector, tokens, refs)
-
-
-def _embedding_settings(model: LoadedModel) -> EmbeddingSettings:
-    # Without the attention seam there is no slot to re-route through; the vectors are then plain pooled states.
-    return EmbeddingSettings() if model.intervenes else EmbeddingSettings(route="off")

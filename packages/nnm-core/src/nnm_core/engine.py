@@ -101,6 +101,8 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace):
         state_quota: int | None = None,
         state_cache: int = DEFAULT_BUDGET,
         codec: str | None = None,
+        int8: bool | None = None,
+        tokens: bool | None = None,
         rebuild: bool = False,
         **model_settings: Any,
     ) -> NNM:
@@ -117,6 +119,8 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace):
             state_cache: bytes of placed states to keep in RAM.
             codec: how states are stored, ``native``, ``int8``, ``int4``, ``residual-int8`` or ``tokens``; kept with the
                 namespace. None leaves it as it is. States in another form are converted when they are used.
+            int8: keep vectors in a byte a number; tokens: keep token vectors and score candidates anew with them. Both
+                are off in a new namespace and kept with it; another wish than before makes the index anew.
             rebuild: read all texts again if another model made the store.
             **model_settings: fields of `ModelSettings`: device, dtype, quantize, revision, attention,
                 trust_remote_code.
@@ -132,7 +136,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace):
         except TypeError as error:
             raise InvalidInputError(f"NNM.open: {error}.", hint=f"It takes {', '.join(_MODEL_FIELDS)}.") from error
         loaded = model if isinstance(model, LoadedModel) else load_model(model, settings)
-        store = StoreSettings(None if path is None else Path(path), namespace, url, state_quota, codec)
+        store = StoreSettings(None if path is None else Path(path), namespace, url, state_quota, codec, int8, tokens)
         return cls(loaded, store, system=system, thinking=thinking, state_cache=state_cache, rebuild=rebuild)
 
     # -- ingest -------------------------------------------------------------------------------------------------

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nnm_core.collection import Collection
+from nnm_core.embedding.layers import LayerProfile, profile_layers
+from nnm_core.embedding.pairs import self_labels
 from nnm_core.embedding.prompts import EmbeddingRole
 from nnm_core.errors import InvalidInputError
 from nnm_core.records import Memory
@@ -52,6 +55,42 @@ class VectorFace:
         """
         self._check_open()
         return self._collection.whitening.transform(np.asarray(vectors, dtype=np.float32))
+
+    def profile_layers(
+        self,
+        count: int = 200,
+        *,
+        labels: int = 64,
+        apply: bool = False,
+        progress: Callable[[str], None] | None = None,
+    ) -> LayerProfile:
+        """Measure the layers on a sample of this namespace's texts and keep the choice with the namespace.
+
+        Args:
+            count: texts to measure the intrinsic dimension on.
+            labels: own sentences that have to find their documents when a layer is re-routed; 0 leaves the choice to
+                the paper's rule.
+            apply: embed by the choice from now on, which reads all texts again if it is another way than before.
+            progress: told what is being measured.
+
+        Raises:
+            InvalidInputError: fewer than three memories.
+        """
+        self._check_open()
+        collection = self._collection
+        texts = [memory.text for memory in islice(self.find(), count)]
+        base = collection.embedder.settings
+        profile = profile_layers(collection.model, texts, self_labels(texts, labels), settings=base, progress=progress)
+        collection.journal.set_setting("layers", profile.to_dict())
+        chosen = profile.settings(base)
+        if apply and chosen != base:
+            collection.choose_embedding(chosen)
+            self._reread()
+        return profile
+
+    @abstractmethod
+    def _reread(self) -> None:
+        """Read all texts again, for another model or another way to embed."""
 
     def find(self, filter: Any = None) -> Iterator[Memory]:
         """All memories that pass a metadata filter, oldest first; without a filter all. Takes no leases.

@@ -63,7 +63,7 @@ class SparseSettings:
     stemmer: str | None = "english"
     stop_words: frozenset[str] = ENGLISH_STOP_WORDS
     k1: float = 1.5
-    b: float = 0.75
+    b: float = 0.4
     average_length: float = 100.0
     piece_weight: float = 0.0
     gram_weight: float = 0.1

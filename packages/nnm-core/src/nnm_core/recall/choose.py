@@ -66,7 +66,7 @@ def choose_search(
         for label, dense in zip(labels, meaning, strict=True)
     ]
     choice = tune_first_stage(trials, method=base.method)
-    return replace(base, weights=choice.weights), choice
+    return replace(base, weights={**base.weights, **choice.weights}), choice
 
 
 def choose_rerank(

@@ -76,6 +76,8 @@ class Searcher:
         index: where the points are.
         dense: query text -> whitened dense vector [dim]; None leaves the dense ranking out.
         sparse: query text -> sparse vector.
+        tokens: query text -> token vectors [n, token_dim] that the index scores the best candidates anew with; None
+            where it keeps no token vectors.
         settings: see `SearchSettings`.
     """
 
@@ -85,11 +87,13 @@ class Searcher:
         *,
         dense: Callable[[str], Vector] | None,
         sparse: Callable[[str], SparseVector],
+        tokens: Callable[[str], Vector] | None = None,
         settings: SearchSettings | None = None,
     ) -> None:
         self._index = index
         self._dense = dense
         self._sparse = sparse
+        self._tokens = tokens
         self.settings = settings or SearchSettings()
 
     def search(self, text: str, limit: int = 10, *, filter: Any = None, vector: Vector | None = None) -> list[FusedHit]:
@@ -121,8 +125,26 @@ class Searcher:
         weights = dict(self.settings.weights)
         if not rankings["sparse"]:
             weights = {"dense": 1.0}
-        hits = fuse(rankings, weights, method=self.settings.method, rrf_k=self.settings.rrf_k, limit=limit)
+        hits = fuse(rankings, weights, method=self.settings.method, rrf_k=self.settings.rrf_k)
+        if self._tokens is not None and weights.get("tokens", 0) > 0:
+            hits = yield from self._rescored(self._tokens(text), hits[: self.settings.prefetch], weights["tokens"])
+        hits = hits[:limit]
         return hits + _fill(hits, rankings.get("dense", ()), limit - len(hits))
+
+    def _rescored(self, asked: Vector, hits: list[FusedHit], weight: float) -> Asking[list[FusedHit]]:
+        """The candidates with the token level's say: MaxSim beside the fused score, both from 0 to 1."""
+        if not hits or not len(asked):
+            return hits
+        options = {"ids": [hit.id for hit in hits], "limit": len(hits)}
+        (found,) = yield [Ask("rescore_tokens", asked, options)]
+        parts = {hit.id: hit.parts for hit in hits}
+        first = [(hit.id, hit.score) for hit in hits]
+        both = fuse({"first": first, "tokens": _ranking(found)}, {"first": 1.0, "tokens": weight}, method="rsf")
+        shown = ("tokens", "tokens_rank")
+        return [
+            FusedHit(hit.id, hit.score, {**parts[hit.id], **{k: v for k, v in hit.parts.items() if k in shown}})
+            for hit in both
+        ]
 
     def _rankings(self, text: str, limit: int, filter: Any, vector: Vector | None) -> Asking[dict[str, Ranking]]:
         words = self._sparse(text)

@@ -57,14 +57,15 @@ class EdgeIndex:
         path: the directory; created if it is not there.
         dim: of the dense vectors.
         token_dim: of the token vectors, or None for none.
+        eight_bits: keep the vectors in a byte a number.
 
     Raises:
         IndexDamagedError: the directory exists and cannot be read.
         StoreMismatchError: it was made for other dimensions.
     """
 
-    def __init__(self, path: Path, *, dim: int, token_dim: int | None = None) -> None:
-        self._path, self._dim, self._token_dim = path, dim, token_dim
+    def __init__(self, path: Path, *, dim: int, token_dim: int | None = None, eight_bits: bool = False) -> None:
+        self._path, self._dim, self._token_dim, self._eight_bits = path, dim, token_dim, eight_bits
         self._lock = threading.RLock()
         self._field_indexes: dict[str, edge.PayloadSchemaType] = {}
         self._shard: edge.EdgeShard | None = self._open()
@@ -91,14 +92,18 @@ class EdgeIndex:
         if fresh:
             make_private_directory(self._path)
             with translated(StorageError, "The index could not be created"):
-                return edge.EdgeShard.create(str(self._path), make_config(self._dim, self._token_dim))
+                return edge.EdgeShard.create(str(self._path), self._config())
         self._check_dimensions()
         with translated(IndexDamagedError, f"The index in {self._path} cannot be read"):
-            return edge.EdgeShard.load(str(self._path), make_config(self._dim, self._token_dim))
+            return edge.EdgeShard.load(str(self._path), self._config())
+
+    def _config(self, *, erase: bool = False) -> edge.EdgeConfig:
+        return make_config(self._dim, self._token_dim, eight_bits=self._eight_bits, erase=erase)
 
     def _check_dimensions(self) -> None:
         try:
             vectors = json.loads((self._path / "edge_config.json").read_text())["vectors"]
+            eight_bits = str(vectors["dense"].get("datatype") or "").casefold() == "turbo8"
             made = (vectors["dense"]["size"], vectors["tokens"]["size"] if "tokens" in vectors else None)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise IndexDamagedError(
@@ -109,6 +114,11 @@ class EdgeIndex:
                 f"The index in {self._path} is for dense and token vectors of {made} dimensions, "
                 f"not {(self._dim, self._token_dim)}.",
                 hint="Open it with the model that made it, or remove the index folder so that it is rebuilt.",
+            )
+        if eight_bits != self._eight_bits:
+            raise StoreMismatchError(
+                f"The index in {self._path} keeps its vectors in {'8' if eight_bits else '32'} bits a number.",
+                hint="Open it as it was made, or remove the index folder so that it is rebuilt.",
             )
 
     # -- writing ------------------------------------------------------------------------------------------------
@@ -151,12 +161,12 @@ class EdgeIndex:
             shard.close()
             self._shard = None
             try:
-                eraser = edge.EdgeShard.load(str(self._path), make_config(self._dim, self._token_dim, erase=True))
+                eraser = edge.EdgeShard.load(str(self._path), self._config(erase=True))
                 eraser.optimize()
                 eraser.flush()
                 eraser.close()
             finally:
-                self._shard = edge.EdgeShard.load(str(self._path), make_config(self._dim, self._token_dim))
+                self._shard = edge.EdgeShard.load(str(self._path), self._config())
 
     def optimize(self) -> None:
         """See `VectorIndex`."""

@@ -163,6 +163,7 @@ def open_index(
     url: str | None = None,
     client: QdrantClient | None = None,
     token_dim: int | None = None,
+    eight_bits: bool = False,
     api_key: str | None = None,
     prefix: str = "nnm-",
     fresh: bool = False,
@@ -179,6 +180,7 @@ def open_index(
         url: of a Qdrant server.
         client: an existing client; it is not closed by `close`.
         token_dim: of the token vectors; None keeps none.
+        eight_bits: keep dense and token vectors in a byte a number.
         api_key: for `url`.
         prefix: of the collection's name on a server.
         fresh: begin with an empty index, whatever is there (a damaged one, or one of other dimensions).
@@ -195,7 +197,7 @@ def open_index(
             discard_index(path)
         from nnm_core.storage.edge import EdgeIndex
 
-        return EdgeIndex(path, dim=dim, token_dim=token_dim)
+        return EdgeIndex(path, dim=dim, token_dim=token_dim, eight_bits=eight_bits)
     from nnm_core.storage.qdrant import QdrantIndex, make_async_client, make_client
 
     return QdrantIndex(
@@ -203,6 +205,7 @@ def open_index(
         namespace=namespace,
         dim=dim,
         token_dim=token_dim,
+        eight_bits=eight_bits,
         prefix=prefix,
         owned=client is None,
         fresh=fresh,

@@ -67,6 +67,7 @@ class QdrantIndex:
         namespace: which compartment.
         dim: of the dense vectors.
         token_dim: of the token vectors, or None for none.
+        eight_bits: keep the vectors in a byte a number (a server from 1.18 on).
         prefix: of the collection's name.
         owned: close the client with this index.
         fresh: throw away a collection that is there, whatever it holds.
@@ -84,6 +85,7 @@ class QdrantIndex:
         namespace: str,
         dim: int,
         token_dim: int | None = None,
+        eight_bits: bool = False,
         prefix: str = "nnm-",
         owned: bool = False,
         fresh: bool = False,
@@ -91,7 +93,7 @@ class QdrantIndex:
     ) -> None:
         self._client: QdrantClient | None = client
         self._name = collection_name(prefix, namespace)
-        self._dim, self._token_dim, self._owned = dim, token_dim, owned
+        self._dim, self._token_dim, self._eight_bits, self._owned = dim, token_dim, eight_bits, owned
         self._awaited = (
             None if make_async is None else AsyncQdrantSearch(make_async, self._name, dim=dim, token_dim=token_dim)
         )
@@ -106,11 +108,13 @@ class QdrantIndex:
             self._check_dimensions(opened)
 
     def _create(self, client: QdrantClient) -> None:
-        vectors = {"dense": models.VectorParams(size=self._dim, distance=models.Distance.COSINE)}
+        kind = models.Datatype.TURBO8 if self._eight_bits else None
+        vectors = {"dense": models.VectorParams(size=self._dim, distance=models.Distance.COSINE, datatype=kind)}
         if self._token_dim is not None:
             vectors["tokens"] = models.VectorParams(
                 size=self._token_dim,
                 distance=models.Distance.COSINE,
+                datatype=kind,
                 multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
                 hnsw_config=models.HnswConfigDiff(m=0),
             )
