@@ -47,7 +47,7 @@ def programs(*, squad: bool, quick: bool, root: Path) -> list[Program]:
         quick: sizes that only show that everything runs.
         root: of the repository.
     """
-    listed = [*_timed(squad, quick), *_answers(squad, quick)]
+    listed = [*_timed(squad, quick), *_answers(squad, quick), *(_parts(quick) if squad else ())]
     return [program for program in listed if _is_there(program, root)]
 
 
@@ -61,14 +61,14 @@ def _n(quick: bool, full: str, small: str) -> Sequence[str]:
 
 def _timed(squad: bool, quick: bool) -> list[Program]:
     data = ("--squad", "{squad}") if squad and not quick else ()
-    listed = [
+    return [
         Program(
             "equal_budget",
             "Equal budget: classic RAG and NNM at the same time, and at the same tokens",
             ("python", "benchmarks/equal_budget.py", *data, "--store", "{store}",
-             *_n(quick, "--questions 300 --timed 12 --read 1 2 3 5 --composed 1 3 5 8",
+             *_n(quick, "--questions 300 --timed 8 --read 1 2 3 5 --composed 1 3 5 8",
                  "--questions 4 --timed 1 --read 1 2 --composed 1 2")),
-            1100, alone=True, plot=True,
+            1200, alone=True, plot=True,
         ),
         Program(
             "ttft", "Time to the first token",
@@ -97,21 +97,6 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
             ("python", "benchmarks/index_speed.py", *_n(quick, "", "")), 240, alone=True,
         ),
     ]  # fmt: skip
-    if squad:
-        listed += [
-            Program(
-                "composition", "Composers: several memories side by side",
-                ("python", "benchmarks/composition.py", "--data", "{squad}",
-                 *_n(quick, "--memories 4 --questions 40", "--memories 2 --questions 4")),
-                420, alone=True, plot=True,
-            ),
-            Program(
-                "codecs", "Codecs: bytes, quality, time",
-                ("python", "benchmarks/codecs.py", "--data", "{squad}", *_n(quick, "--questions 100", "--questions 4")),
-                300, alone=True, plot=True,
-            ),
-        ]  # fmt: skip
-    return listed
 
 
 def _answers(squad: bool, quick: bool) -> list[Program]:
@@ -168,5 +153,22 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
             ("nnm", "eval", "retrieval", "{scifact}", "--only-subset", "--subset",
              *_n(quick, "50x250 --routes one-pass --no-rerank", "3x6 --labels 4 --no-rerank")),
             500,
+        ),
+    ]  # fmt: skip
+
+
+def _parts(quick: bool) -> list[Program]:
+    """Parts that have larger measurements of their own: last, for what time is left."""
+    return [
+        Program(
+            "codecs", "Codecs: bytes, quality, time",
+            ("python", "benchmarks/codecs.py", "--data", "{squad}", *_n(quick, "--questions 80", "--questions 4")),
+            300, alone=True, plot=True,
+        ),
+        Program(
+            "composition", "Composers: several memories side by side",
+            ("python", "benchmarks/composition.py", "--data", "{squad}",
+             *_n(quick, "--memories 4 --questions 40", "--memories 2 --questions 4")),
+            420, alone=True, plot=True,
         ),
     ]  # fmt: skip

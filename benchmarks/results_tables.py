@@ -226,7 +226,9 @@ def _flat(row: Result) -> dict[str, Any]:
     for key, value in row.items():
         if isinstance(value, Mapping):
             inner = value.get("median", value.get("mean"))
-            if isinstance(inner, int | float):
+            if isinstance(inner, int | float) and "low" in value and "p" in value:
+                flat[key] = f"{inner:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+            elif isinstance(inner, int | float):
                 flat[key] = inner
             elif value and all(isinstance(v, int | float) for v in value.values()) and len(value) <= 4:
                 flat |= {f"{key} {name}": v for name, v in value.items()}

@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,14 @@ class Bench:
         return 60 * float(self.options.minutes) - (time.perf_counter() - self.started)
 
     def run(self, listed: Sequence[Program]) -> None:
-        """Run what has no fresh result: first what measures times, one by one, then the rest in lanes."""
-        for program in listed:
-            if program.alone:
-                self.one(program, threads=os.cpu_count() or 1)
-        with ThreadPoolExecutor(LANES) as lanes:
-            threads = max(1, (os.cpu_count() or 1) // LANES)
-            list(lanes.map(lambda program: self.one(program, threads=threads), (p for p in listed if not p.alone)))
+        """Run what has no fresh result, in order: one by one what measures times, in lanes what does not."""
+        cores = os.cpu_count() or 1
+        for alone, group in groupby(listed, key=lambda program: program.alone):
+            width = 1 if alone else LANES
+            with ThreadPoolExecutor(width) as lanes:
+                list(
+                    lanes.map(lambda program, threads=max(1, cores // width): self.one(program, threads=threads), group)
+                )
 
     def one(self, program: Program, *, threads: int) -> None:
         """Run one program and record what came of it."""
@@ -309,7 +311,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--only", nargs="+", metavar="NAME", help="only these programs")
     options.add_argument("--again", action="store_true", help="also what has a fresh result")
     options.add_argument("--quick", action="store_true", help="small sizes: shows that everything runs")
-    options.add_argument("--minutes", type=float, default=38, help="after so long it is over, whatever is missing")
+    options.add_argument("--minutes", type=float, default=36, help="after so long it is over, whatever is missing")
     return options.parse_args()
 
 
