@@ -229,3 +229,23 @@ def test_a_memory_without_lower_layers_is_masked_there_in_ram_and_from_disk() ->
         assert first.receipt.tier == second.receipt.tier == "compressed"
         assert first.token_ids == second.token_ids == upper.token_ids
         assert first.token_ids != plain.token_ids
+
+
+@pytest.mark.parametrize("codec", ["int8:keep=0.5", "residual-int8:layer=2,lower=masked", "int8"])
+def test_batches_and_scores_respect_what_states_lack(codec: str) -> None:
+    with NNM.open(tiny_reader(), system="Be brief.", codec=codec) as nnm:
+        nnm.add(TEXTS, ids=["a", "b"])
+        how = {"memories": ["a"], "max_tokens": 6}
+        alone = [nnm.answer(question, **how).token_ids for question in ("Where is it?", "When?")]
+        together = nnm.answer_batch(["Where is it?", "When?"], **how)
+        assert [answer.token_ids for answer in together] == alone
+        likely = nnm.score("Where is it?", ["door", "on Tuesday"], memories=["a"], policy="auto")
+        assert likely.receipt.tier == "compressed"
+        read = nnm.score("Where is it?", ["door", "on Tuesday"], memories=["a"], mode="read")
+        assert likely.log_probs != read.log_probs
+
+
+def test_strength_counts_in_batches_too(nnm: NNM) -> None:
+    how = {"memories": ["a", "b"], "max_tokens": 6, "injection": InjectionSettings(0.2)}
+    alone = [nnm.answer(question, **how).token_ids for question in ("Where is it?", "When?")]
+    assert [answer.token_ids for answer in nnm.answer_batch(["Where is it?", "When?"], **how)] == alone

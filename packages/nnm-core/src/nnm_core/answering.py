@@ -15,7 +15,7 @@ from nnm_core.injection.plan import FIRST_TIME, Plan, Step, make_plan, read_plan
 from nnm_core.injection.planner import Planner
 from nnm_core.injection.prefill import keep_read, prefill
 from nnm_core.injection.settings import AS_READ, InjectionSettings
-from nnm_core.injection.strength import Scaled, during, each_during, scaled
+from nnm_core.injection.strength import Scaled, during, scaled
 from nnm_core.injection.tree import StateTree
 from nnm_core.model.load import LoadedModel
 from nnm_core.model.prompt import PromptFormat, PromptMessage, Segment, question_prompt
@@ -74,6 +74,7 @@ class Answerer:
     Attributes:
         fingerprint: for the receipts.
         refusal: why this model's states may not be injected at all; empty if they may.
+        whole: whether stored states hold all layers of all their tokens (`nnm_core.states.codecs.Codec`).
         planner: what is known about costs on this machine and quality on these memories; ``auto`` composes only where
             that is enough, and nothing is loaded that is read faster.
     """
@@ -84,6 +85,7 @@ class Answerer:
     find_state: FindState
     fingerprint: str
     refusal: str = ""
+    whole: bool = True
     planner: Planner = field(default_factory=Planner)
 
     def check_fit(self, segments: Sequence[Segment], max_tokens: int, budget: int | None = None) -> None:
@@ -123,11 +125,11 @@ class Answerer:
             ContextOverflowError: the prompt is too long; nothing is ever cut.
             MemoryNotInjectedError: the request is strict and a memory has no state that can be used.
         """
-        plan, steering, made = self.begin(request)
+        plan, made = self.begin(request)
         pieces: list[str] = []
         tokens: list[int] = []
         first = 0.0
-        for step in each_during(steering, decode(self.model, made.cache, made.logits, request.decoding)):
+        for step in decode(self.model, made.cache, made.logits, request.decoding):
             if not tokens:
                 first = time.perf_counter() - request.started
                 self.keep(request, plan, made)
@@ -140,8 +142,8 @@ class Answerer:
         answer = Answer("".join(pieces), tuple(tokens), request.hits, receipt, finish)
         yield Chunk(step.text, (step.token_id,), answer)
 
-    def begin(self, request: Request) -> tuple[Plan, Scaled | None, Composed]:
-        """Plan a prompt and fill a cache with it; also what intervenes while it is continued. See `stream`."""
+    def begin(self, request: Request) -> tuple[Plan, Composed]:
+        """Plan a prompt and fill a cache with it, ready to be continued. See `stream`."""
         segments = self.format.segments(request.messages)
         self.check_fit(segments, request.decoding.max_tokens, request.budget)
         plan = self.plan(segments, request)
@@ -149,7 +151,10 @@ class Answerer:
             _refuse_text(plan)
         steering = self._steering(plan, request)
         with during(steering):
-            return plan, steering, self._prefill(plan, request)
+            made = self._prefill(plan, request)
+        if steering is not None:
+            made.cache.intervention = steering
+        return plan, made
 
     def keep(self, request: Request, plan: Plan, made: Composed) -> None:
         """Put what was read for this prompt into the tree, where it may be used again."""
@@ -162,10 +167,7 @@ class Answerer:
         Raises:
             ContextOverflowError: the prompt is too long; nothing is ever cut.
         """
-        segments = self.format.segments(request.messages)
-        self.check_fit(segments, request.decoding.max_tokens)
-        plan = self.plan(segments, request)
-        made = self._prefill(plan, request)
+        plan, made = self.begin(request)
         return made, self.receipt(request, plan, made, 0, time.perf_counter() - request.started)
 
     def plan(self, segments: Sequence[Segment], request: Request) -> Plan:

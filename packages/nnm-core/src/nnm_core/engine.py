@@ -83,6 +83,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace):
             self._collection.find_state,
             fingerprint=digest(model.fingerprint, self._collection.codec.name),
             refusal=self.selftest.refusal,
+            whole=self._collection.codec.whole,
             planner=open_planner(model, self._collection),
         )
         if self._collection.needs_rereading:

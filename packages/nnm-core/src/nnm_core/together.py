@@ -107,15 +107,16 @@ def answer_together(
 ) -> list[Answer]:
     """Answer all requests, in batches whose caches hold at most `batch_tokens` tokens (or one prompt).
 
-    Models whose passes need another mask than the plain causal one, and answers with a strength of their own, are
-    answered one by one.
+    Models whose passes need another mask than the plain causal one, answers with a strength of their own, and states
+    that lack tokens or layers are answered one by one.
 
     Raises:
         see `Answerer.stream`; then nothing is answered.
     """
     lengths = [_length(answerer, request) for request in requests]
     found: dict[int, Answer] = {}
-    together = [i for i, request in enumerate(requests) if request.injection == AS_READ and not unfit(answerer.model)]
+    fit = answerer.whole and not unfit(answerer.model)
+    together = [i for i, request in enumerate(requests) if fit and request.injection == AS_READ]
     for group in _groups(sorted(together, key=lambda i: lengths[i]), lengths, batch_tokens):
         answers = _batch(answerer, [requests[i] for i in group], max(lengths[i] for i in group), use)
         found.update(zip(group, answers, strict=True))
@@ -170,7 +171,7 @@ def _batch(answerer: Answerer, requests: Sequence[Request], capacity: int, use: 
 
 def _begun(answerer: Answerer, request: Request, cache: BatchCache) -> _Row:
     """Load and read one prompt, and choose its first token."""
-    plan, _, made = answerer.begin(request)
+    plan, made = answerer.begin(request)
     decoder = Decoder(answerer.model, request.decoding, made.logits.device)
     step = decoder.step(made.logits)
     first = time.perf_counter() - request.started

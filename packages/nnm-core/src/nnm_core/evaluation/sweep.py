@@ -20,9 +20,10 @@ from nnm_core.evaluation.statistics import bootstrap, paired_bootstrap
 from nnm_core.injection.generate import DecodeSettings, decode
 from nnm_core.injection.plan import Plan, Step
 from nnm_core.injection.prefill import forward, load
+from nnm_core.injection.score import log_probabilities
 from nnm_core.injection.settings import InjectionSettings, Scaling
 from nnm_core.injection.steering import Pool, Steering, memory_vector, steered
-from nnm_core.injection.strength import during, each_during, scaled
+from nnm_core.injection.strength import scaled
 from nnm_core.model.load import LoadedModel
 from nnm_core.model.prompt import DEFAULT_SYSTEM, PromptFormat, question_prompt
 from nnm_core.records import Memory
@@ -156,11 +157,8 @@ class Sweep:
         cache = PlacedCache(self.model.layers, capacity=plan.length + self._room(gold))
         load(cache, self._left)
         load(cache, plan.steps[1].state)  # of all memories together
-        scale = scaled(plan, settings, self.model)
-        with during(scale):
-            logits, likely = self._gold(self.model, cache, rest, gold)
-        pieces = each_during(scale, decode(self.model, cache, logits, self._decoding))
-        return "".join(piece.text for piece in pieces), likely
+        cache.intervention = scaled(plan, settings, self.model)
+        return self._read(self.model, cache, rest, gold)
 
     def _read(
         self, model: LoadedModel, cache: PlacedCache, ids: Sequence[int], gold: Sequence[Sequence[int]]
@@ -173,15 +171,8 @@ class Sweep:
     ) -> tuple[Tensor, float]:
         """Read `ids`; the logits behind them, and the likeliest gold answer's mean log-probability a token."""
         first = forward(model, cache, list(ids))
-        likely = []
-        for answer in gold:
-            row = torch.tensor([list(answer)], device=model.device)
-            behind = model.hf(input_ids=row, past_key_values=cache, use_cache=True).logits[0]
-            logits = torch.cat([first[None], behind[:-1]]).float().log_softmax(-1)
-            likely.append(float(logits.gather(1, row.T).mean()))
-            for layer in cache.placed:
-                layer.crop(len(answer))
-        return first, max(likely)
+        sums = log_probabilities(model, cache, first, gold)
+        return first, max(total / len(answer) for total, answer in zip(sums, gold, strict=True))
 
     def report(self) -> dict[str, dict[str, Any]]:
         """Per arm the means with intervals, and the paired differences to `BASE`."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
+from nnm_core.model.attention import intervene
 from nnm_core.model.load import LoadedModel
 from nnm_core.states.cache import PlacedCache
 
@@ -38,7 +40,9 @@ def log_probabilities(
 def _rest(model: LoadedModel, cache: PlacedCache, ids: Sequence[int]) -> float:
     """log p of all tokens but the first, given the prompt and those before them."""
     given = torch.tensor([list(ids[:-1])], device=model.device)
-    rows = model.hf(input_ids=given, past_key_values=cache, use_cache=True).logits[0].float().log_softmax(-1)
+    with nullcontext() if cache.intervention is None else intervene(cache.intervention):
+        output = model.hf(input_ids=given, past_key_values=cache, use_cache=True)
+    rows = output.logits[0].float().log_softmax(-1)
     for layer in cache.placed:
         layer.crop(len(ids) - 1)
     wanted = torch.tensor(list(ids[1:]), device=rows.device)

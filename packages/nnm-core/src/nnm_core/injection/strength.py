@@ -14,10 +14,10 @@ are masked. With the default settings nothing intervenes and the ordinary path i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,6 @@ from nnm_core.injection.plan import Plan
 from nnm_core.injection.settings import InjectionSettings
 from nnm_core.model.attention import Attend, intervene
 from nnm_core.model.load import LoadedModel
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -158,18 +156,3 @@ def scaled(plan: Plan, settings: InjectionSettings, model: LoadedModel) -> Scale
 def during(intervention: Scaled | None) -> AbstractContextManager[object]:
     """The block runs under `intervention`, if there is one."""
     return nullcontext() if intervention is None else intervene(intervention)
-
-
-def each_during(intervention: Scaled | None, items: Iterable[T]) -> Iterator[T]:
-    """`items`, each made under `intervention`; between them, where the caller's code runs, it is not active."""
-    if intervention is None:
-        yield from items
-        return
-    source = iter(items)
-    while True:
-        with intervene(intervention):
-            try:
-                item = next(source)
-            except StopIteration:
-                return
-        yield item

@@ -38,11 +38,13 @@ class Codec(Protocol):
     Attributes:
         name: as it is written in manifests, receipts and `NNM.open(codec=...)`; whatever changes the result is in it.
         lossless: whether a decoded state gives the same greedy tokens as the original.
+        whole: whether a decoded state has all layers of all its tokens; others are not composed, batched or re-ranked.
         residual_layer: the layer whose incoming residual stream `State.residual` has to hold, or None.
     """
 
     name: str
     lossless: bool
+    whole: bool
     residual_layer: int | None
 
     def check(self, model: LoadedModel) -> None:

@@ -32,6 +32,7 @@ class EvictingCodec:
     """A share of the tokens in another codec, chosen by reconstruction; costs one more pass over the text at ingest."""
 
     lossless = False
+    whole = False
     residual_layer: int | None = None
 
     def __init__(self, name: str, inner: Codec, share: float) -> None:

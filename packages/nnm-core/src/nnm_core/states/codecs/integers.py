@@ -53,6 +53,7 @@ class IntegerCodec:
     """Keys and values as small integers. Largest error: half a step, (max - min) / (2^bits - 1) / 2 of its block."""
 
     lossless = False
+    whole = True
     residual_layer: int | None = None
 
     def __init__(self, name: str, settings: IntegerSettings) -> None:

@@ -16,6 +16,7 @@ class NativeCodec:
 
     name = "native"
     lossless = True
+    whole = True
     residual_layer: int | None = None
 
     def check(self, model: LoadedModel) -> None:

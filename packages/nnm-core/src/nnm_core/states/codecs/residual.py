@@ -41,6 +41,7 @@ class ResidualCodec:
             raise InvalidInputError(f"lower is {lower!r}.", hint="Use recompute or masked.")
         self.name = name
         self.lower = lower
+        self.whole = lower == "recompute"
         self.residual_layer: int | None = layer
 
     def check(self, model: LoadedModel) -> None:

@@ -20,6 +20,7 @@ class TokensCodec:
 
     name = "tokens"
     lossless = True
+    whole = True
     residual_layer: int | None = None
 
     def check(self, model: LoadedModel) -> None:
