@@ -27,6 +27,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -82,9 +83,7 @@ class Bench:
         for alone, group in groupby(listed, key=lambda program: program.alone):
             width = 1 if alone else LANES
             with ThreadPoolExecutor(width) as lanes:
-                list(
-                    lanes.map(lambda program, threads=max(1, cores // width): self.one(program, threads=threads), group)
-                )
+                list(lanes.map(partial(self.one, threads=max(1, cores // width)), group))
 
     def one(self, program: Program, *, threads: int) -> None:
         """Run one program and record what came of it."""
