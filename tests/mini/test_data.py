@@ -3,11 +3,14 @@ unanswerable."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from random import Random
 
 import pytest
+from recipe.corpus import Document
+from recipe.events import Events
 from recipe.examples import Article, Builder, Passage
 from recipe.fact_table import TABLE
 from recipe.facts import Generator, relations
@@ -82,14 +85,16 @@ def test_rule_questions_have_their_answer_in_the_sentence_and_not_in_the_questio
 
 def test_answered_turns_have_the_answer_in_the_context_and_declined_ones_are_a_fair_share() -> None:
     builder = Builder(Random(5))
-    other = PASSAGE.replace("lighthouse", "bridge").replace("1871", "1902").replace("Bergen", "Oslo")
+    towns = ["Bergen", "Oslo", "Hamar", "Molde"]
+    texts = [f"{PASSAGE} {town} Harbour was finished by Anna Berg in {1850 + i}." for i, town in enumerate(towns)]
+    pairs = [
+        [(f"When was {town} Harbour finished by Anna Berg?", str(1850 + i)), ("Who built it?", "engineers from Bergen")]
+        for i, town in enumerate(towns)
+    ]
     answered = declined = 0
     for number in range(400):
-        pairs = [("When was it finished?", "1871"), ("Who built it?", "engineers from Bergen")]
-        article = Article(
-            f"Cape {number}", [Passage(PASSAGE, pairs), Passage(other, [("When was the bridge finished?", "1902")])]
-        )
-        for segments in builder.from_article(article):
+        passages = [Passage(text, list(asked)) for text, asked in zip(texts, pairs, strict=True)]
+        for segments in builder.from_article(Article(f"Cape {number}", passages)):
             context = "".join(segment.text for segment in segments if segment.loss != ANSWER)
             for segment in segments:
                 if segment.loss != ANSWER:
@@ -98,4 +103,34 @@ def test_answered_turns_have_the_answer_in_the_context_and_declined_ones_are_a_f
                 declined += answer == DONT_KNOW
                 answered += answer != DONT_KNOW
                 assert answer == DONT_KNOW or answer in context
-    assert 0.03 < declined / (answered + declined) < 0.35
+    assert 0.06 < declined / (answered + declined) < 0.2
+
+
+def test_composed_events_are_answered_by_their_statement_and_changed_ones_are_not() -> None:
+    events = Events(Generator(Random(4)))
+    seen = {wording for relation in relations() for wording in relation.held_out_statements}
+    changed = 0
+    for _ in range(300):
+        known = [events.fact() for _ in range(4)]
+        assert all(fact.answer in fact.statement for fact in known)
+        assert not seen & {fact.statement for fact in known}
+        question = events.unanswerable(known)
+        if question is not None:
+            changed += 1
+            assert question not in {fact.question for fact in known}
+    assert changed > 100
+
+
+def test_calibration_questions_stand_in_no_dev_or_test_passage_and_have_their_answers(training: Path) -> None:
+    rows = [json.loads(line) for line in (training / "recipe" / "calibration.jsonl").read_text().splitlines()]
+    assert sum(len(row["pairs"]) for row in rows) == 112
+    for row in rows:
+        assert Document(row["title"], "").held_out
+        assert all(answer in row["passage"] for _, answer in row["pairs"])
+
+
+@pytest.mark.slow
+def test_no_calibration_passage_overlaps_a_test_passage(data: Path, training: Path) -> None:
+    rows = [json.loads(line) for line in (training / "recipe" / "calibration.jsonl").read_text().splitlines()]
+    kept = Blocklist(row["passage"] for row in rows)
+    assert not [text for text in held_out_texts(data) if kept.blocks(text)]

@@ -21,20 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from recipe.layout import DONT_KNOW, chat
-from recipe.quantise import save_shards, write_manifest
+from recipe.quantise import load_stored, save_shards, write_manifest
 from recipe.reading_sets import squad_train
-from safetensors.numpy import load_file
 
 from nnm_mini._weights import expand
 
 Weights = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
-
-
-def stored(folder: Path) -> Weights:
-    """The expanded weights of a stored folder."""
-    with tempfile.TemporaryDirectory() as name:
-        expand(folder, Path(name))
-        return dict(load_file(str(Path(name) / "model.safetensors")))
 
 
 @torch.no_grad()
@@ -79,7 +71,7 @@ def main() -> None:
     source = Path(args.parts[0].rpartition("=")[0])
     for part in args.parts:
         folder, _, share = part.rpartition("=")
-        for name, value in stored(Path(folder)).items():
+        for name, value in load_stored(Path(folder)).items():
             total[name] = total.get(name, np.zeros_like(value)) + np.float32(share) * value
     checksum = write(total, source, args.tokenizer, args.out)
     if args.decline_shift and args.data:

@@ -1,6 +1,6 @@
 """Cut Wikipedia into passages for the question writer: `<out>/<n>.jsonl`, a line an article with title and passages.
 
-python cut_passages.py --data DATA --out WORK/passages [--processes 4] [--per-article 8] [--files 8]
+python cut_passages.py --data DATA --out WORK/passages [--processes 4] [--per-article 8] [--share 1] [--files 8]
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def work(args: argparse.Namespace, worker: int) -> None:
     lines: list[str] = []
     for file in sorted(args.data.glob("wikipedia/*.txt*")):
         for number, document in enumerate(documents(file)):
-            if number % args.processes != worker or document.held_out:
+            if number % args.processes != worker or document.held_out or rng.random() > args.share:
                 continue
-            cut = passages(blocked.clean(document.text), rng.randint(50, 150), 190)
+            cut = passages(document.text, rng.randint(50, 150), 190)
             if len(cut) > args.per_article:
                 start = rng.randrange(len(cut) - args.per_article + 1) if rng.random() < 0.6 else 0
                 cut = cut[start : start + args.per_article]
-            kept = [text for text in cut if 150 < len(text) < 1300]
+            kept = [text for text in cut if 150 < len(text) < 1300 and not blocked.blocks(text)]
             if kept:
                 lines.append(json.dumps({"title": document.title, "passages": kept}, ensure_ascii=False))
     rng.shuffle(lines)
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--per-article", type=int, default=8)
+    parser.add_argument("--share", type=float, default=1.0, help="share of the articles that is taken")
     parser.add_argument("--files", type=int, default=8, help="output files a process")
     args = parser.parse_args()
     workers = [Process(target=work, args=(args, number)) for number in range(args.processes)]

@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--limit", type=int)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--budget", type=int, help="padded tokens in a batch; fewer need less memory")
     parser.add_argument("--samples", type=int, default=0, help="answers of each set that go into the JSON")
     args = parser.parse_args()
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -111,7 +112,9 @@ def main() -> None:
 
         folder = str(nnm_mini.path())
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(args.device).eval()
-    answerer = Answerer(model, AutoTokenizer.from_pretrained(folder), 400_000 if "cuda" in args.device else 6_000)
+    answerer = Answerer(
+        model, AutoTokenizer.from_pretrained(folder), args.budget or (400_000 if "cuda" in args.device else 6_000)
+    )
     measurement = Measurement(answerer, args.data, args.limit, args.samples)
     arms: dict[str, Any] = {}
     for task in args.tasks.split(","):

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import time
-import zlib
 from collections.abc import Iterator
 from multiprocessing import Process
 from pathlib import Path
@@ -30,15 +29,23 @@ from tokenizers import Tokenizer
 BATCH = 128
 
 
-def my_documents(files: list[Path], worker: int, workers: int, blocked: Blocklist) -> Iterator[Document]:
-    """Every `workers`-th training document, for ever; held-out documents and blocked lines are left out."""
+def my_documents(
+    data: Path, worker: int, workers: int, blocked: Blocklist, rng: Random, held_out: bool = False
+) -> Iterator[Document]:
+    """Every `workers`-th training (or held-out) document, for ever; blocked lines are left out.
+
+    The file that was read least often comes next, so that files that appear later are read as often as the others.
+    """
+    taken: dict[Path, int] = {}
     while True:
-        for file in files:
-            for number, document in enumerate(documents(file)):
-                if number % workers == worker and not document.held_out:
-                    text = blocked.clean(document.text)
-                    if len(text) > 200:
-                        yield Document(document.title, text)
+        files = [file for file in sorted(data.glob("wikipedia/*.txt*")) if file.suffix != ".part"]
+        file = min(files, key=lambda f: (taken.get(f, 0), rng.random()))
+        taken[file] = taken.get(file, 0) + 1
+        for number, document in enumerate(documents(file)):
+            if number % workers == worker and document.held_out == held_out:
+                text = blocked.clean(document.text)
+                if len(text) > 200:
+                    yield Document(document.title, text)
 
 
 def written_articles(folder: Path, worker: int, workers: int, rng: Random, passes: int) -> Iterator[Article | None]:
@@ -51,14 +58,15 @@ def written_articles(folder: Path, worker: int, workers: int, rng: Random, passe
     """
     taken: dict[Path, int] = {}
     while True:
-        mine = [file for file in sorted(folder.glob("*.jsonl")) if zlib.crc32(file.name.encode()) % workers == worker]
+        mine = sorted(folder.glob("*.jsonl"))
         fresh = [file for file in mine if taken.get(file, 0) < passes]
         if not fresh:
             yield None
             continue
         file = min(fresh, key=lambda f: (taken.get(f, 0), rng.random()))
         taken[file] = taken.get(file, 0) + 1
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # A share of the lines, not of the files: there may be fewer files than workers.
+        lines = file.read_text(encoding="utf-8").splitlines()[worker::workers]
         rng.shuffle(lines)
         for line in lines:
             row = json.loads(line)
@@ -69,9 +77,14 @@ class Source:
     """Draws examples of each kind."""
 
     def __init__(
-        self, builder: Builder, texts: Iterator[Document], written: Iterator[Article | None], readings: list[Reading]
+        self,
+        builder: Builder,
+        texts: Iterator[Document],
+        held_out: Iterator[Document],
+        written: Iterator[Article | None],
+        readings: list[Reading],
     ) -> None:
-        self.builder, self.texts, self.written = builder, texts, written
+        self.builder, self.texts, self.held_out, self.written = builder, texts, held_out, written
         self.readings = {name: [r for r in readings if r.source == name] for name in {r.source for r in readings}}
         self.rng = builder.rng
 
@@ -93,6 +106,8 @@ class Source:
         if kind == "write-rule":
             article = article_by_rule(next(self.texts), self.rng, 3)
             return [s for passage in article.passages if (s := self.builder.writing(passage)) is not None]
+        if kind == "check":
+            return self.builder.checks(article_by_rule(next(self.held_out), self.rng))
         task, _, name = kind.partition(":")
         reading = self.rng.choice(self.readings[name])
         if task == "read":
@@ -113,11 +128,13 @@ def work(args: argparse.Namespace, config: dict[str, Any], worker: int) -> None:
     tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
     blocked = blocklist(args.data)
     builder = Builder(rng, config.get("unanswerable", 0.15))
-    files = sorted(args.data.glob("wikipedia/*.txt*"))
-    rng.shuffle(files)
     written = written_articles(args.written, worker, args.processes, rng, config.get("written_passes", 3))
     source = Source(
-        builder, my_documents(files, worker, args.processes, blocked), written, load_reading_sets(args.data, blocked)
+        builder,
+        my_documents(args.data, worker, args.processes, blocked, rng),
+        my_documents(args.data, worker, args.processes, blocked, rng, held_out=True),
+        written,
+        load_reading_sets(args.data, blocked),
     )
     packers = {
         length: Packer(length, args.out, f"w{worker}s{args.seed}", config["rows_per_shard"])

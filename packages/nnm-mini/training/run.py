@@ -1,6 +1,7 @@
 """The whole recipe by the clock: tokens, rows, training stages, self-written questions, export, evaluation.
 
-python run.py --config configs/full.json --data DATA --work WORK --tokenizer tokenizer [--files 4] [--no-evaluation]
+python run.py --config configs/full.json --data DATA --work WORK --tokenizer tokenizer [--init STORED] [--files 4]
+[--no-evaluation]
 
 Uses all GPUs (one process each) and all CPU cores. `--files`: how many Wikipedia files to wait for before the
 passages for
@@ -70,18 +71,24 @@ class Run:
         return self.start(f"rows-{stage}", "make_rows.py", *arguments, "--seconds", str(seconds), "--rows", str(rows))
 
     def prepare(self) -> None:
-        """Tokenise each Wikipedia file when it is there; then rows for reading and tuning, then passages."""
+        """Rows for watching, reading and tuning at once; tokens of each Wikipedia file when it is there; then
+        passages."""
         wanted = self.config["run"]
+        while not list(self.args.data.glob("wikipedia/*.txt*")):
+            time.sleep(0.5)
+        reading = self.rows("read", self.cores * 2 // 5, wanted["read_seconds"], wanted["rows"])
+        checks = [
+            self.rows(stage, 1, 1e9, wanted[f"{stage}_rows"])
+            for stage in ("check", "tune")
+            if stage in self.config["rows"]
+        ]
         done: set[Path] = set()
         part = 0
-        reading: subprocess.Popen[bytes] | None = None
-        while len(done) < self.args.files:
-            new = [
-                file
-                for file in sorted(self.args.data.glob("wikipedia/*.txt*"))
-                if file not in done and file.suffix != ".part"
+        while len(done) < self.args.files and self.elapsed() < wanted.get("files_until", 1e9):
+            files = [
+                f for f in sorted(self.args.data.glob("wikipedia/*.txt*")) if f not in done and f.suffix != ".part"
             ]
-            if not new:
+            if not files:
                 time.sleep(0.5)
                 continue
             arguments = [
@@ -89,18 +96,23 @@ class Run:
                 "--out",
                 str(self.args.work / "text"),
                 "--processes",
-                str(max(1, self.cores // 2)),
+                str(max(1, self.cores // 4)),
             ]
             name = f"tokenise-{part}"
-            self.wait(name, self.start(name, "tokenize_corpus.py", *arguments, "--part", str(part), *map(str, new)))
-            done.update(new)
+            self.wait(name, self.start(name, "tokenize_corpus.py", *arguments, "--part", str(part), *map(str, files)))
+            done.update(files)
             part += 1
-            if reading is None:
-                reading = self.rows("read", self.cores * 2 // 5, wanted["read_seconds"], wanted["rows"])
-                self.wait("rows-tune", self.rows("tune", self.cores // 8, 1e9, wanted["tune_rows"]))
         out = str(self.args.work / "passages")
         arguments = ["--data", str(self.args.data), "--out", out, "--processes", str(max(1, self.cores // 4))]
+        arguments += [
+            "--share",
+            str(wanted.get("article_share", 1.0)),
+            "--per-article",
+            str(wanted.get("per_article", 8)),
+        ]
         self.wait("passages", self.start("passages", "cut_passages.py", *arguments))
+        for process in (reading, *checks):
+            process.wait()
         (self.args.work / "prepared").write_text("")
 
     def train(self, arguments: list[str]) -> None:
@@ -140,15 +152,17 @@ class Run:
             "--tokenizer",
             str(self.args.tokenizer),
         ]
-        training = threading.Thread(target=self.train, args=(arguments,))
+        initial = ["--init", str(self.args.init)] if self.args.init else []
+        training = threading.Thread(target=self.train, args=([*arguments, *initial],))
         training.start()
         if torch.cuda.is_available():
             threading.Timer(wanted["warm_up_at"], self.warm_up, [arguments]).start()
         while not list((self.args.work / "written").glob("*.jsonl")) and training.is_alive():
             time.sleep(0.5)
+        sources = {name for phase in self.config["train"]["stages"]["final"]["phases"] for name in phase["sources"]}
         makers = [
-            self.rows("main", self.cores * 2 // 5, wanted["main_seconds"], wanted["rows"]),
-            self.rows("last", self.cores // 4, wanted["main_seconds"], wanted["rows"]),
+            self.rows(name, self.cores * 3 // 5 // len(sources), wanted["main_seconds"], wanted["rows"])
+            for name in sorted(sources)
         ]
         training.join()
         self.export("final")
@@ -182,6 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("config", "data", "work", "tokenizer"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="stored weights to start from instead of random ones")
     parser.add_argument("--files", type=int, default=1)
     parser.add_argument("--evaluation", action=argparse.BooleanOptionalAction, default=True)
     Run(parser.parse_args()).everything()

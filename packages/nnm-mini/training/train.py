@@ -1,17 +1,21 @@
 """Train the reader: language modelling, then reading; one stage of the config a run, on one or several GPUs.
 
-python train.py --config configs/full.json --stage base --work WORK [--init CHECKPOINT]
+python train.py --config configs/full.json --stage base --work WORK [--init CHECKPOINT | --init STORED]
 torchrun --standalone --nproc-per-node 2 train.py ...        (gradients are averaged over the GPUs)
 
 WORK holds `text/` (token files), `rows/<source>/` (reading rows), `clock` (when the run began, made if missing),
 and gets
 `<stage>.pt` (checkpoint, resumed from when it exists) and `losses.jsonl`. Files that appear while it runs are
-picked up. Time in the config is seconds since the run began, or optimiser steps with `"unit": "steps"`.
+picked up. Time in the config is seconds since the run began, or optimiser steps with `"unit": "steps"`. A number in
+`WORK/end` moves the end of the last stage while it runs. `--init` takes a checkpoint of this program, or a folder of
+stored
+weights (then the optimiser begins anew).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import time
@@ -23,9 +27,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from recipe.config import Shape, load
 from recipe.layout import ANSWER, CONTEXT, MARKUP
-from recipe.model import Reader, block, dense_mask, flex_mask, head_loss, positions_of, rotary
+from recipe.model import Reader, block, dense_mask, flex_mask, from_transformers, head_loss, positions_of, rms, rotary
 from recipe.optim import Optimiser
-from recipe.pools import Batch, RowPool, TextPool, joined
+from recipe.pools import Batch, RowPool, TextPool, joined, split
+from recipe.quantise import load_stored
 from recipe.ranks import Ranks
 from torch import Tensor
 
@@ -54,6 +59,7 @@ class Trainer:
         plans = self.settings["stages"].values()
         names = sorted({name for plan in plans for phase in plan["phases"] for name in phase.get("sources", {})})
         self.pools = {n: RowPool(work / "rows" / n, self.device, generator, ranks.rank, ranks.world) for n in names}
+        self.checks = RowPool(work / "rows" / "check", self.device, generator)
         self.lengths = sorted(config["rows"]["common"]["lengths"])
         self.step = 0
         self.now = 0.0
@@ -63,7 +69,7 @@ class Trainer:
 
     def begin(self, stage: str, init: Path | None = None) -> None:
         """Turn to a stage: resume it from its own checkpoint, or start it from `init`."""
-        self.stage, self.plan = stage, dict(self.settings["stages"][stage])
+        self.stage, self.plan = stage, copy.deepcopy(self.settings["stages"][stage])
         own = self.work / f"{stage}.pt"
         if own.exists() or init:
             self.restore(own if own.exists() or init is None else init)
@@ -81,6 +87,8 @@ class Trainer:
         for pool in (self.text, *self.pools.values()):
             pool.refresh()
         keys = [(name, length) for name in self.pools for length in self.lengths]
+        if (self.work / "end").exists() and self.stage == list(self.settings["stages"])[-1]:
+            self.plan["phases"][-1]["until"] = float((self.work / "end").read_text())
         now = float(self.step) if self.settings.get("unit") == "steps" else time.time() - clock
         agreed = self.ranks.minimum([now, *(self.pools[name].rows(length) for name, length in keys)])
         self.now, counts = agreed[0], agreed[1:]
@@ -91,12 +99,13 @@ class Trainer:
         return next((phase for phase in self.plan["phases"] if self.now < phase["until"]), None)
 
     def factor(self) -> float:
-        """The learning rate's factor: warm-up, constant, then linear decay to 2 % from `decay_from` to the end."""
+        """The learning rate's factor: warm-up, constant, then linear decay to 1 % from `decay_from` to the end."""
+        rate = self.plan.get("rate", 1.0)
         warm = min(1.0, (self.step + 1) / self.config["optimiser"]["warmup_steps"])
         if "decay_from" not in self.plan:
-            return warm
+            return float(rate * warm)
         start, end = self.plan["decay_from"], self.plan["phases"][-1]["until"]
-        return self.plan.get("rate", 1.0) * min(warm, max(0.02, 1 - max(0.0, self.now - start) / (end - start)))
+        return float(rate * min(warm, max(0.01, 1 - max(0.0, self.now - start) / (end - start))))
 
     def batch(self, phase: dict[str, Any]) -> Batch:
         """Reading rows by the phase's sources and share, text rows for the rest."""
@@ -140,6 +149,59 @@ class Trainer:
         means = [(entropy * (kinds == kind)).sum() / (kinds == kind).sum().clamp(min=1) for kind in (CONTEXT, ANSWER)]
         return loss, torch.stack(means)
 
+    def backward(self, batch: Batch, text_only: bool) -> Tensor:
+        """Gradients of one step, in parts of at most `micro_tokens`; the mean of the parts' context and answer
+        losses."""
+        parts = split(batch, self.settings.get("micro_tokens", self.settings["tokens_per_step"]))
+        means = []
+        for part in parts:
+            loss, mean = self.losses(part, text_only)
+            (loss / len(parts)).backward()  # type: ignore[no-untyped-call]  # torch's stub
+            means.append(mean)
+        return torch.stack(means).mean(0)
+
+    def check(self) -> None:
+        """Log how held-out training questions are answered, by teacher forcing: exactly right, and declined, in
+        percent."""
+        self.checks.refresh()
+        length = self.lengths[0]
+        size = max(1, self.settings.get("micro_tokens", self.settings["tokens_per_step"]) // length)
+        rows = min(self.checks.rows(length) // size, 4) * size
+        if not rows:
+            return
+        counts = torch.zeros(2, 3, device=self.device)
+        for part in split(self.checks.first(rows, length), size * length):
+            counts += self._check(part)
+        total = counts[:, :1].clamp(min=1)
+        (right, declined), (_, rightly) = (100 * counts[:, 1:] / total).tolist()
+        self.log(
+            check_exact=right, check_declined=declined, check_rightly_declined=rightly, checked=int(counts[:, 0].sum())
+        )
+
+    def _check(self, batch: Batch) -> Tensor:
+        """[answerable, unanswerable] x [cases, exact, declined]; gradients stay on so that nothing is compiled anew."""
+        ids, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
+        example, group = batch.example[:, :-1].contiguous(), batch.group[:, :-1].contiguous()
+        states = self.hidden(ids, example, group).detach()
+        answers = (batch.loss[:, 1:] == ANSWER) & (batch.example[:, 1:] == example)
+        row, column = answers.nonzero(as_tuple=True)
+        normed = rms(states[row, column], self.model.final_norm.detach()).to(states.dtype)
+        best = F.linear(normed, self.model.embedding.detach().to(states.dtype)).argmax(-1)
+        wrong = best != targets[row, column]
+        first = torch.ones_like(row, dtype=torch.bool)
+        first[1:] = (row[1:] != row[:-1]) | (column[1:] != column[:-1] + 1)
+        number = first.cumsum(0) - 1
+        cases = int(first.sum())
+        errors = torch.zeros(cases, device=self.device).index_add_(0, number, wrong.float())
+        decline = self.settings.get("decline_token", -1)
+        gold, said = targets[row, column][first] == decline, best[first] == decline
+        return torch.stack(
+            [
+                torch.stack([chosen.sum(), (chosen & (errors == 0)).sum(), (chosen & said).sum()])
+                for chosen in (~gold, gold)
+            ]
+        ).float()
+
     def hidden(self, ids: Tensor, example: Tensor, group: Tensor) -> Tensor:
         """The last layer's output before the final norm, [rows, tokens, hidden]."""
         mask = flex_mask(example, group) if self.cuda else dense_mask(example, group)
@@ -177,7 +239,11 @@ class Trainer:
             temporary.rename(self.work / f"{self.stage}.pt")
 
     def restore(self, path: Path) -> None:
-        """Take over a checkpoint."""
+        """Take over a checkpoint, or stored weights alone."""
+        if path.is_dir():
+            weights = {name: torch.from_numpy(value) for name, value in load_stored(path).items()}
+            self.model.load_state_dict(from_transformers(weights))
+            return
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimiser.load(state["optimiser"])
@@ -189,7 +255,7 @@ class Trainer:
             self.plan["decay_from"] = time.time() - clock
         while not (self.text.refresh() or self.text.rows(self.lengths[0])):
             time.sleep(0.3)
-        began = saved = time.time()
+        began = saved = checked = time.time()
         tokens, recent = 0, []
         while True:
             if self.step % _SYNC_EVERY == 0 or not recent:
@@ -198,8 +264,7 @@ class Trainer:
             if phase is None:
                 break
             batch = self.batch(phase)
-            loss, means = self.losses(batch, phase["reading"] == 0)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+            means = self.backward(batch, phase["reading"] == 0)
             self.ranks.average_gradients(self.model)
             factor = self.factor()
             norm = self.optimiser.step(factor)
@@ -217,10 +282,14 @@ class Trainer:
                     millions=tokens / 1e6,
                     rows=sum(self.available.values()),
                 )
+            if time.time() - checked > self.settings.get("check_s", 1e9):
+                checked = time.time()
+                self.check()
             if time.time() - saved > self.settings["checkpoint_s"]:
                 saved = time.time()
                 self.save()
         self.save()
+        self.check()
         if self.settings["validation_rows"]:
             self.log(held_out_perplexity=self.perplexity(self.lengths[0]))
 

@@ -100,7 +100,15 @@ class Writer:
     def pairs(self, passages: list[str]) -> list[list[tuple[str, str]]]:
         """For each passage the (question, answer) pairs that the reader answers back, or finds likely enough."""
         candidates = self.candidates(passages)
-        prompts = self._ids([chat([passages[index]], question) for index, question, _ in candidates])
+        # Every passage is tokenised once: in the layout, its tokens never merge with its neighbours'.
+        head, _, tail = chat(["\0"], "\1").partition("\0")
+        before, after = tail.split("\1")
+        start, texts, asked = (
+            self._ids([head])[0],
+            self._ids(passages),
+            self._ids([before + q + after for _, q, _ in candidates]),
+        )
+        prompts = [start + texts[index] + ids for (index, _, _), ids in zip(candidates, asked, strict=True)]
         answers = self._ids([f" {answer}<|im_end|>" for _, _, answer in candidates])
         scores = self.decoder.score(prompts, answers, self.settings["passages_per_batch"])
         out: list[list[tuple[str, str]]] = [[] for _ in passages]
@@ -151,6 +159,8 @@ def write_questions(trainer: Trainer, clock: float, tokenizer: Path) -> None:
     stop = (time.time() if by_steps else clock) + settings["until"]
     torch.manual_seed(config["seed"] * 1000 + ranks.rank)
     files = sorted((work / "passages").glob("*.jsonl"))
+    if trainer.cuda:
+        torch.cuda.empty_cache()
     writer = Writer(Decoder(trainer.model, settings["length"]), load_tokenizer(tokenizer), settings)
     write(writer, files[ranks.rank :: ranks.world], work / "written", ranks.rank, stop)
     ranks.minimum([0.0])

@@ -14,42 +14,53 @@ from recipe.model import Reader, block, qkv, rest_of_block, rms, rotary
 END = 2
 
 
-def decode_block(
-    x: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    at: Tensor,
-    seen: Tensor,
-    cosine: Tensor,
-    sine: Tensor,
-    head_dim: int,
-    *weights: Tensor,
-) -> Tensor:
-    """One layer for one new token a row; x [rows, 1, hidden], cache [rows, kv_heads, tokens, head_dim], written at
-    `at`.
+class Caches:
+    """Keys and values of one layer: those of the prompts, shared by all samples of a prompt, and those of the new
+    tokens.
 
-    `seen` [rows, tokens] says which cache entries exist, the new one included.
+    `prompt_*` [prompts, kv_heads, length, head_dim], `new_*` [prompts, kv_heads, samples, new, head_dim].
     """
+
+    def __init__(self, keys: Tensor, values: Tensor, samples: int, new: int) -> None:
+        self.prompt_keys, self.prompt_values = keys, values
+        shape = (keys.shape[0], keys.shape[1], samples, new, keys.shape[3])
+        self.new_keys, self.new_values = keys.new_zeros(shape), keys.new_zeros(shape)
+
+
+def decode_block(
+    x: Tensor, cache: Caches, step: int, seen: Tensor, cosine: Tensor, sine: Tensor, head_dim: int, *weights: Tensor
+) -> Tensor:
+    """One layer for one new token a sample; x [prompts * samples, 1, hidden]; `seen` [prompts, length] marks prompt
+    tokens."""
     q, k, v = qkv(x, weights, cosine, sine, head_dim)
-    index = at[:, None, None, None].expand(-1, k.shape[1], 1, head_dim)
-    keys.scatter_(2, index, k)
-    values.scatter_(2, index, v)
-    grouped = q.reshape(q.shape[0], k.shape[1], -1, head_dim)
-    scores = (grouped @ keys.mT).float() / head_dim**0.5
-    shares = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1).to(x.dtype)
-    attended = (shares @ values).reshape(q.shape)
-    return rest_of_block(x, attended, weights)
+    prompts, kv_heads = cache.prompt_keys.shape[:2]
+    samples = cache.new_keys.shape[2]
+
+    def by_prompt(t: Tensor) -> Tensor:
+        return t.reshape(prompts, samples, kv_heads, -1, head_dim).transpose(1, 2)
+
+    cache.new_keys[:, :, :, step] = by_prompt(k)[:, :, :, 0]
+    cache.new_values[:, :, :, step] = by_prompt(v)[:, :, :, 0]
+    queries = by_prompt(q)  # [prompts, kv_heads, samples, group, head_dim]
+    group = queries.shape[3]
+    old = (queries.flatten(2, 3) @ cache.prompt_keys.mT).float().unflatten(2, (samples, group))
+    fresh = (queries @ cache.new_keys[:, :, :, : step + 1].mT).float()
+    old = old.masked_fill(~seen[:, None, None, None], float("-inf"))
+    shares = (torch.cat([old, fresh], -1) / head_dim**0.5).softmax(-1).to(x.dtype)
+    length = old.shape[-1]
+    attended = (shares[..., :length].flatten(2, 3) @ cache.prompt_values).unflatten(2, (samples, group))
+    attended = attended + shares[..., length:] @ cache.new_values[:, :, :, : step + 1]
+    return rest_of_block(x, attended.transpose(1, 2).reshape(q.shape), weights)
 
 
 class Decoder:
-    """Sampling and scoring with one model; shapes are fixed so that each function is compiled once."""
+    """Sampling and scoring with one model; the whole-sequence passes have one shape, so that they are compiled once."""
 
     def __init__(self, model: Reader, length: int) -> None:
         self.model, self.shape, self.length = model, model.shape, length
         self.device = model.embedding.device
         self.cuda = self.device.type == "cuda"
-        compiled: Callable[..., Any] = (lambda f: torch.compile(f, dynamic=False)) if self.cuda else (lambda f: f)
-        self.decode_block, self.block = compiled(decode_block), compiled(block)
+        self.block: Callable[..., Any] = torch.compile(block, dynamic=False) if self.cuda else block
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
 
     def padded(self, sequences: list[list[int]], length: int) -> tuple[Tensor, Tensor]:
@@ -71,14 +82,15 @@ class Decoder:
         ids, lengths = self.padded(prompts, self.length)
         x = F.embedding(ids, self.model.embedding).to(self.dtype)
         cosine, sine = rotary(torch.arange(ids.shape[1], device=self.device)[None], self.shape)
-        caches: list[tuple[Tensor, Tensor]] = []
+        caches: list[Caches] = []
         for layer in self.model.blocks:
             weights = layer.weights()
             _, k, v = qkv(x, weights, cosine, sine, self.shape.head_dim)
-            caches.append((k.repeat_interleave(samples, 0), v.repeat_interleave(samples, 0)))
+            caches.append(Caches(k, v, samples, new))
             x = self.block(x, cosine, sine, None, self.shape.head_dim, *weights)
         last = x[torch.arange(len(ids), device=self.device), lengths - 1]
         logits = self.logits(last).repeat_interleave(samples, 0)
+        seen = torch.arange(self.length, device=self.device)[None] < lengths[:, None]
         at = lengths.repeat_interleave(samples, 0)
         done = torch.zeros(len(at), dtype=torch.bool, device=self.device)
         asking = torch.zeros_like(done)
@@ -91,17 +103,15 @@ class Decoder:
             asking |= token == newline
             if step == new - 1 or (step % 8 == 7 and bool(done.all())):
                 break
-            logits = self.logits(self._advance(token, at, caches))
-            at = at + 1
+            logits = self.logits(self._advance(token, at + step, caches, step, seen))
         rows = torch.stack(out, 1).tolist()
         return [row[: row.index(END)] if END in row else row for row in rows]
 
-    def _advance(self, token: Tensor, at: Tensor, caches: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def _advance(self, token: Tensor, at: Tensor, caches: list[Caches], step: int, seen: Tensor) -> Tensor:
         x = F.embedding(token[:, None], self.model.embedding).to(self.dtype)
         cosine, sine = rotary(at[:, None], self.shape)
-        seen = torch.arange(self.length, device=self.device)[None] <= at[:, None]
-        for layer, (keys, values) in zip(self.model.blocks, caches, strict=True):
-            x = self.decode_block(x, keys, values, at, seen, cosine, sine, self.shape.head_dim, *layer.weights())
+        for layer, cache in zip(self.model.blocks, caches, strict=True):
+            x = decode_block(x, cache, step, seen, cosine, sine, self.shape.head_dim, *layer.weights())
         return x[:, 0]
 
     @torch.no_grad()

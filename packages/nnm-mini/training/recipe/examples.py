@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from random import Random
 
 from recipe.corpus import Document, passages, sentences
-from recipe.facts import Generator
+from recipe.events import Events
+from recipe.facts import Fact, Generator
 from recipe.grammar import DATE, NAME, content_words
-from recipe.layout import DONT_KNOW, NO_LOSS, Segment, lay_out, writer_layout
+from recipe.layout import ANSWER, CONTEXT, DONT_KNOW, MARKUP, NO_LOSS, Segment, chat, lay_out, writer_layout
 from recipe.reading_sets import Reading
 from recipe.rules import pairs_of
 
@@ -49,13 +50,41 @@ def article_by_rule(document: Document, rng: Random, most_passages: int = 6) -> 
     article = Article(document.title, [])
     for text in texts:
         parts = sentences(text)
+        first = parts[0] if parts and document.text.startswith(text[:60]) else None
         rng.shuffle(parts)
         pairs: list[Pair] = []
         for sentence in parts[:7]:
             if 30 < len(sentence) < 420:
-                pairs += pairs_of(sentence, document.title, rng, rng.choice([1, 1, 2]))
+                lead = sentence is first
+                pairs += pairs_of(sentence, document.title, rng, rng.choice([1, 1, 2]) + lead, lead)
         article.passages.append(Passage(text, pairs[:9]))
+    _cross_questions(document, article, rng)
     return article
+
+
+def _cross_questions(document: Document, article: Article, rng: Random) -> None:
+    """Questions made from the article's first sentences, put to other passages of it that hold the answer.
+
+    The wording then differs from the passage's own, as in natural questions. At least two content words besides the
+    title
+    and the answer must be shared, so that the passage is likely to support the answer.
+    """
+    known = content_words(document.title)
+    for number, sentence in enumerate(sentences(document.text[:1500].replace("\n", " "))[:6]):
+        for question, answer in pairs_of(sentence, document.title, rng, 2, number == 0):
+            for passage in article.passages:
+                if len(answer) < 3 or sentence in passage.text or answer not in passage.text:
+                    continue
+                asked = content_words(question) - known - content_words(answer)
+                if len(asked & content_words(passage.text)) >= 2 and len(passage.pairs) < 9:
+                    passage.pairs.append((question, answer))
+                    break
+
+
+def _measured(text: str, question: str, answer: str) -> Segments:
+    head, _, tail = chat(["\0"], question).partition("\0")
+    context = [Segment(head, MARKUP), Segment(text, CONTEXT), Segment(tail, MARKUP)]
+    return [*context, Segment(f" {answer}<|im_end|>", ANSWER)]
 
 
 class Builder:
@@ -64,6 +93,7 @@ class Builder:
     def __init__(self, rng: Random, unanswerable: float = 0.15) -> None:
         self.rng, self.unanswerable = rng, unanswerable
         self.generator = Generator(rng)
+        self.events = Events(self.generator)
         self.pool: deque[tuple[str, str]] = deque(maxlen=400)
         self.questions: deque[Pair] = deque(maxlen=400)
 
@@ -179,26 +209,62 @@ class Builder:
         return question[: name.start()] + rng.choice(alike) + question[name.end() :]
 
     def from_reading(self, reading: Reading) -> Segments:
-        """A passage of a reading set with natural questions."""
+        """A passage of a reading set with natural questions; declined ones have the answer's sentence or passage
+        missing."""
         rng = self.rng
         pairs = rng.sample(reading.pairs, min(len(reading.pairs), 7))
-        count = 0 if rng.random() < 0.6 else rng.randint(1, 4)
-        texts = [reading.passage, *(self._titled(*rng.choice(self.pool)) for _ in range(count if self.pool else 0))]
+        count = 0 if rng.random() < 0.5 else rng.randint(1, 4)
+        others = [self._neighbour(reading) for _ in range(count if self.pool else 0)]
+        if len(reading.near) and rng.random() < 0.45 * self.unanswerable / 0.15 * 0.25:
+            others = others or [rng.choice(reading.near)]
+            context = "\n".join(others).lower()
+            turns = [(q, DONT_KNOW) for q, a in pairs if a in reading.passage and a.lower() not in context]
+            if turns:
+                return self._finish(others, turns[:4])
+        text, removed = reading.passage, None
+        if rng.random() < self.unanswerable:
+            text, removed = self._without_sentence(text, pairs[0][1])
+        texts = [*others, text]
         rng.shuffle(texts)
-        if len(texts) > 1 and rng.random() < 0.5 * self.unanswerable:
-            texts.remove(reading.passage)
-            pairs = [(q, DONT_KNOW) for q, a in pairs if a.lower() not in "\n".join(texts).lower()] or [
-                (pairs[0][0], DONT_KNOW)
-            ]
-            return self._finish(texts, pairs[:3])
         article = Article("", [Passage(reading.passage, list(reading.pairs))])
-        turns: list[Pair] = []
+        context = "\n".join(texts)
+        turns = []
         for question, answer in pairs:
-            turns.append((question, answer))
-            if rng.random() < self.unanswerable:
-                turns += self._unanswerable(article, 0, "\n".join(texts), question)
+            if removed is None or answer not in removed:
+                turns.append((question, answer))
+            elif answer.lower() not in context.lower():
+                turns.append((question, DONT_KNOW))
+            if rng.random() < 0.75 * self.unanswerable:
+                turns += self._unanswerable(article, 0, context, question)
+        if not turns:
+            return self.no_context()
         rng.shuffle(turns)
         return self._finish(texts, turns[:9])
+
+    def _neighbour(self, reading: Reading) -> str:
+        """A passage on the same matter where there is one, half of the time."""
+        if reading.near and self.rng.random() < 0.5:
+            return self.rng.choice(reading.near)
+        return self._titled(*self.rng.choice(self.pool))
+
+    def checks(self, article: Article) -> list[Segments]:
+        """Single questions of a held-out article in the measured layout, for watching and calibration.
+
+        Each passage gives up to two answerable ones, and one that it does not answer: with the answer's sentence
+        removed, or
+        put to another passage of the article.
+        """
+        out: list[Segments] = []
+        for number, passage in enumerate(article.passages):
+            others = [p.text for i, p in enumerate(article.passages) if i != number]
+            out += [_measured(passage.text, question, answer) for question, answer in passage.pairs[:2]]
+            for question, answer in passage.pairs[2:3] or passage.pairs[:1]:
+                text, removed = self._without_sentence(passage.text, answer)
+                if others and (removed is None or self.rng.random() < 0.5):
+                    text = self.rng.choice(others)
+                if answer.lower() not in text.lower():
+                    out.append(_measured(text, question, DONT_KNOW))
+        return out
 
     def facts(self) -> Segments:
         """A note of generated facts, or several notes."""
@@ -210,7 +276,7 @@ class Builder:
         texts, known = [], []
         facts = []
         for _ in range(notes):
-            text, more = self.generator.document(max(1, size // notes))
+            text, more = self.generator.note(self._mixed_facts(max(1, size // notes)))
             if not {fact.key for fact in more} & {fact.key for fact in facts}:
                 texts.append(text)
                 facts += more
@@ -218,10 +284,23 @@ class Builder:
         turns: list[Pair] = []
         for fact in known:
             turns.append((fact.question, fact.answer))
-            if rng.random() < 1.2 * self.unanswerable:
-                turns.append(self.generator.unanswerable(facts))
+            if rng.random() < 0.9 * self.unanswerable:
+                turns.append(self._unknown_fact(facts))
         rng.shuffle(turns)
         return self._finish(texts, turns)
+
+    def _mixed_facts(self, count: int) -> list[Fact]:
+        """Facts of the table and composed events, with different keys."""
+        share = self.rng.choice([0.0, 0.4, 0.4, 1.0])
+        events = {fact.key: fact for fact in (self.events.fact() for _ in range(round(share * count)))}
+        facts = [*events.values(), *self.generator.facts(count - len(events))]
+        self.rng.shuffle(facts)
+        return facts
+
+    def _unknown_fact(self, facts: list[Fact]) -> Pair:
+        """A question in the style of these facts that none of them answers."""
+        changed = self.events.unanswerable(facts) if self.rng.random() < 0.5 else None
+        return (changed, DONT_KNOW) if changed else self.generator.unanswerable(facts)
 
     def needle(self, text: str) -> Segments:
         """One to six generated facts hidden in 2,500-9,500 characters of an article."""
@@ -230,13 +309,13 @@ class Builder:
         at = rng.randrange(max(1, len(text) - size))
         cut = text[at : at + size].partition(" ")[2]
         parts = re.split(r"(?<=[.!?]) ", cut[: cut.rfind(". ") + 1] or cut)
-        facts = self.generator.facts(rng.randint(1, 6))
+        facts = self._mixed_facts(rng.randint(1, 6))
         hidden = [fact for fact in facts if rng.random() > 0.12]
         for fact in hidden:
             parts.insert(rng.randrange(len(parts) + 1), fact.statement)
         turns = [(fact.question, fact.answer if fact in hidden else DONT_KNOW) for fact in facts]
         if rng.random() < 0.3:
-            turns.append(self.generator.unanswerable(hidden))
+            turns.append(self._unknown_fact(hidden))
         return self._finish([" ".join(parts)], turns)
 
     def no_context(self) -> Segments:

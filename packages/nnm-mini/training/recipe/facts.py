@@ -223,8 +223,11 @@ class Generator:
 
     def document(self, count: int) -> tuple[str, list[Fact]]:
         """A note of `count` facts with some filler, in one of five styles."""
+        return self.note(self.facts(count))
+
+    def note(self, facts: list[Fact]) -> tuple[str, list[Fact]]:
+        """A note of these facts with some filler, in one of five styles."""
         rng = self.rng
-        facts = self.facts(count)
         lines: list[str] = []
         for fact in facts:
             lines += [fact.statement, *([rng.choice(_FILLER)] if rng.random() < 0.18 else [])]
@@ -241,8 +244,17 @@ class Generator:
         return rng.choice(["Meeting notes. ", "Dear team, ", "Notes: ", "Memory: "]) + " ".join(lines), facts
 
     def unanswerable(self, facts: list[Fact]) -> tuple[str, str]:
-        """A question that none of `facts` answers; half of the time about a subject that occurs in them."""
+        """A question that none of `facts` answers: the known relation of another subject, another relation of a known
+        subject, or something else."""
+        facts = [fact for fact in facts if not fact.key.startswith("event:")]
         keys = {fact.key for fact in facts}
+        if facts and self.rng.random() < 0.35:
+            number = int(self.rng.choice(facts).key.split(":")[0])
+            relation = relations()[number]
+            subject = self._make(relation.subject)
+            known = " ".join(fact.statement for fact in facts)
+            if f"{number}:{subject}" not in keys and subject.split(" ")[0] not in known:
+                return self.rng.choice(relation.questions).format(s=subject, v=""), DONT_KNOW
         if facts and self.rng.random() < 0.5:
             subject = self.rng.choice(facts).key.split(":", 1)[1]
             kinds = {

@@ -171,6 +171,17 @@ def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
+def from_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `to_transformers`."""
+    names = {value: name for name, value in _NAMES.items()}
+    out = {"embedding": weights["model.embed_tokens.weight"], "final_norm": weights["model.norm.weight"]}
+    for name, value in weights.items():
+        if name.startswith("model.layers."):
+            _, _, layer, part = name.removesuffix(".weight").split(".", 3)
+            out[f"blocks.{layer}.{names[part]}"] = value
+    return out
+
+
 def transformers_config(shape: Shape) -> dict[str, Any]:
     """The config.json of the model."""
     return {

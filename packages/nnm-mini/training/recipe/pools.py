@@ -114,6 +114,12 @@ class RowPool:
         """How many rows of this length are loaded."""
         return len(self.arrays[length]["tokens"]) if length in self.arrays else 0
 
+    def first(self, rows: int, length: int) -> Batch:
+        """The first rows, always the same."""
+        arrays = self.arrays[length]
+        tokens = arrays["tokens"][:rows].long() & 0xFFFF
+        return Batch(tokens, *(arrays[name][:rows].long() for name in ("loss", "example", "group")))
+
     def batch(self, rows: int, length: int) -> Batch:
         """The next rows; with fewer rows than asked for, some come twice."""
         if length not in self.order or len(self.order[length]) < rows:
@@ -126,6 +132,14 @@ class RowPool:
         arrays = self.arrays[length]
         tokens = arrays["tokens"][index].long() & 0xFFFF
         return Batch(tokens, *(arrays[name][index].long() for name in ("loss", "example", "group")))
+
+
+def split(batch: Batch, tokens: int) -> list[Batch]:
+    """A batch in parts of whole rows with at most `tokens` tokens each (one row at least)."""
+    rows = max(1, tokens // (batch.tokens.shape[1] - 1))
+    names = ("tokens", "loss", "example", "group")
+    count = batch.tokens.shape[0]
+    return [Batch(*(getattr(batch, name)[at : at + rows] for name in names)) for at in range(0, count, rows)]
 
 
 def joined(parts: list[Batch]) -> Batch:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
-from nnm_mini._weights import MANIFEST, SCALE, sha256
+from nnm_mini._weights import MANIFEST, SCALE, expand, sha256
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -40,6 +41,13 @@ def save_shards(weights: dict[str, Array], folder: Path, most_bytes: int = 15_50
         path = folder / f"weights-{number}.safetensors"
         save_file(shard, str(path))
         path.chmod(0o644)
+
+
+def load_stored(folder: Path) -> dict[str, Array]:
+    """The fp32 weights of a stored folder, under the names of `transformers`."""
+    with tempfile.TemporaryDirectory() as name:
+        expand(folder, Path(name))
+        return dict(load_file(str(Path(name) / "model.safetensors")))
 
 
 def write_manifest(folder: Path) -> str:
