@@ -143,3 +143,18 @@ def test_layers_are_measured_and_the_choice_is_kept(tmp_path: Path) -> None:
 def test_layers_need_texts() -> None:
     with NNM.open(loaded("qwen3")) as nnm, pytest.raises(InvalidInputError):
         nnm.profile_layers()
+
+
+def test_a_re_ranked_hit_explains_itself_and_cites(tmp_path: Path) -> None:
+    with NNM.open(loaded("qwen3"), tmp_path) as nnm:
+        long = [text + " It is seen by the river." * 3 for text in TEXTS]
+        nnm.add(long, ids=list(WORDS))
+        assert all(hit.span is None for hit in nnm.search("Where does the fox live?", k=3, rerank=True))
+        nnm.tune(count=16)
+        hits = nnm.search("Where does the fox live?", k=3, rerank=True)
+        for hit in hits:
+            assert {"first", "likelihood", "attention", "sparse"} <= set(hit.parts)
+            assert hit.span is not None
+            start, stop = hit.span
+            assert 0 <= start < stop <= len(hit.memory.text)
+            assert stop - start <= 32  # one token a byte

@@ -73,7 +73,17 @@ class Recall:
         fused = [FusedHit(str(place), hit.score, hit.parts) for place, hit in enumerate(hits)]
         states = {name.id: state for name, hit in zip(fused, hits, strict=True) if (state := self._placed(hit.memory))}
         ranked = self._reranker.rerank(query, fused, states)
-        return [Hit(hits[int(hit.id)].memory, hit.score, hit.parts) for hit in ranked[:k]]
+        return [self._cited(hits[int(hit.id)].memory, hit) for hit in ranked[:k]]
+
+    def _cited(self, memory: Memory, hit: FusedHit) -> Hit:
+        """The hit with its span in characters of the text instead of tokens of the state."""
+        parts = {name: value for name, value in hit.parts.items() if name not in ("span_start", "span_stop")}
+        if "span_start" not in hit.parts:
+            return Hit(memory, hit.score, parts)
+        places = self._format.memory_places(memory.text)
+        inside = places[int(hit.parts["span_start"]) : int(hit.parts["span_stop"])]
+        span = (inside[0][0], inside[-1][1]) if inside else None
+        return Hit(memory, hit.score, parts, span)
 
     @property
     def settings(self) -> RerankSettings:

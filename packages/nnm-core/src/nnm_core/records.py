@@ -59,11 +59,16 @@ class Hit:
         memory: the record.
         score: the fused score, higher is better; comparable within one search only.
         parts: what went into it by name, e.g. ``{"dense": 0.41, "dense_rank": 3, "sparse": 7.2, "sparse_rank": 1}``.
+            After re-ranking ``likelihood`` is how much the memory explains the question, in nats a token: near or below
+            0 it does not, and no answer should be taken from it.
+        span: characters [start, stop) of the memory's text that the question looks at most, for a citation; None
+            unless the hit was re-ranked with attention heads (`NNM.tune`).
     """
 
     memory: Memory
     score: float
     parts: Mapping[str, float] = field(default_factory=dict)
+    span: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,7 @@ def search(
     query: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option("-k", min=1, help="How many memories to show.")] = 4,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each score is made of.")] = False,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Rank the candidates by what their states say.")] = False,
     model: shared.ModelOption = shared.DEFAULT_MODEL,
     path: shared.PathOption = shared.DEFAULT_PATH,
     namespace: shared.NamespaceOption = shared.DEFAULT_NAMESPACE,
@@ -145,9 +146,12 @@ def search(
     session = Session(model, path, namespace, device, rebuild)
     with opened(session) as engine:
         started = time.perf_counter()
-        hits = engine.search(query, k=k)
+        hits = engine.search(query, k=k, rerank=rerank)
         elapsed = time.perf_counter() - started
-    write_json(json, {"config": session.config() | {"query": query, "k": k}, "hits": hits, "seconds": elapsed})
+    write_json(
+        json,
+        {"config": session.config() | {"query": query, "k": k, "rerank": rerank}, "hits": hits, "seconds": elapsed},
+    )
     if owns_stdout(json):
         return
     if not hits:
@@ -158,7 +162,10 @@ def search(
 
 
 def hits_table(hits: list[Hit], *, explain: bool) -> Table:
-    """One row a hit: rank, score, id and the beginning of the text; with `explain` also the parts of the score."""
+    """One row a hit: rank, score, id and the beginning of the text; with `explain` also the parts of the score.
+
+    Of a hit with a span the span is shown.
+    """
     found = {name for hit in hits for name in hit.parts} if explain else set()
     parts = sorted(name for name in found if not name.endswith("_rank"))
     table = Table(show_edge=False, pad_edge=False, expand=explain)
@@ -171,7 +178,8 @@ def hits_table(hits: list[Hit], *, explain: bool) -> Table:
     table.add_column("text", no_wrap=explain, overflow="ellipsis", ratio=1 if explain else None)
     for rank, hit in enumerate(hits, start=1):
         values = [_part(hit, name) for name in parts]
-        table.add_row(str(rank), f"{hit.score:.3f}", *values, visible(hit.memory.id), snippet(hit.memory.text))
+        text = hit.memory.text if hit.span is None else hit.memory.text[slice(*hit.span)]
+        table.add_row(str(rank), f"{hit.score:.3f}", *values, visible(hit.memory.id), snippet(text))
     return table
 
 

@@ -129,6 +129,13 @@ class PromptFormat:
         """Tokens of a memory and the separator behind it; strings that look like control tokens stay text."""
         return (*self._literal_ids(text), *self._separator)
 
+    def memory_places(self, text: str) -> list[tuple[int, int]]:
+        """For each token of a memory the characters [start, stop) of `text` that it stands for."""
+        encoded = self._literal(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
+        return [(int(start), int(stop)) for start, stop in encoded["offset_mapping"]]
+
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Tokens of rendered prompt text; control tokens of the template are recognised, none are added."""
         return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else ()

@@ -137,7 +137,8 @@ class StateReranker:
     def rerank(self, query: str, hits: Sequence[FusedHit], states: Mapping[str, StateView]) -> list[FusedHit]:
         """`hits` in their new order; those beyond the depth or without a state keep their place behind the others.
 
-        The parts of a re-ranked hit get ``first`` (its old score), ``likelihood`` and ``attention``.
+        The parts of a re-ranked hit get ``first`` (its old score), ``likelihood`` and ``attention``, and with heads
+        ``span_start`` and ``span_stop``: the state's tokens that get most attention.
         """
         head = [hit for hit in hits[: self.settings.depth] if hit.id in states]
         if not head:
@@ -145,7 +146,10 @@ class StateReranker:
         evidence = self.evidence(query, {hit.id: states[hit.id] for hit in head})
         order = combine({hit.id: hit.score for hit in head}, evidence, self.settings.weights)
         known = {hit.id: hit for hit in head}
-        ranked = [FusedHit(key, score, {**known[key].parts, **parts}) for key, score, parts in order]
+        ranked = [
+            FusedHit(key, score, {**known[key].parts, **parts, **_span_parts(evidence[key])})
+            for key, score, parts in order
+        ]
         floor = ranked[-1].score
         rest = [hit for hit in hits if hit.id not in known]
         # Scores of one list fall from first to last, also where the two kinds of score meet.
@@ -194,6 +198,13 @@ class StateReranker:
 
     def _ids(self, text: str) -> list[int]:
         return list(self._literal(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def _span_parts(evidence: Evidence) -> dict[str, float]:
+    if not len(evidence.spread):
+        return {}
+    start, stop = evidence.span()
+    return {"span_start": float(start), "span_stop": float(stop)}
 
 
 def combine(
