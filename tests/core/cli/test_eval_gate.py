@@ -129,3 +129,17 @@ def test_a_failed_check_is_the_exit_code(
     )
     assert ran.code == 1
     assert json.loads(Path("r.json").read_text())["passed"] is False
+
+
+def test_a_calibrated_machine_injects_short_memories_all_the_same(
+    real_nnm: Nnm, reader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nnm_core.injection.planner import Planner
+
+    command = ("eval", "gate", "multi", "--model", reader, "--device", "cpu", "--max-tokens", "2", "--sizes", "2")
+    monkeypatch.setattr(Planner, "read_instead", lambda self, *_, **__: "" if self.costs is None else "too short")
+    monkeypatch.setattr("nnm_core.planning.load_costs", lambda model: object())
+    ran = real_nnm(*command, "--cases", "1", "--json", "r.json")
+    assert ran.code == 0, ran.err
+    report = json.loads(Path("r.json").read_text())
+    assert report["arms"]["composed"]["tiers"] == {"composed": 2}
