@@ -66,6 +66,8 @@ class Bench:
     started: float = field(default_factory=time.perf_counter)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    interrupted: bool = False
 
     @property
     def file(self) -> Path:
@@ -83,7 +85,14 @@ class Bench:
         for alone, group in groupby(listed, key=lambda program: program.alone):
             width = 1 if alone else LANES
             with ThreadPoolExecutor(width) as lanes:
-                list(lanes.map(partial(self.one, threads=max(1, cores // width)), group))
+                try:
+                    list(lanes.map(partial(self.one, threads=max(1, cores // width)), group))
+                except BaseException:
+                    self.interrupted = True
+                    lanes.shutdown(wait=False, cancel_futures=True)
+                    for process in list(self.running):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    raise
 
     def one(self, program: Program, *, threads: int) -> None:
         """Run one program and record what came of it."""
@@ -129,8 +138,10 @@ class Bench:
             words += ["--plot", str(out / "plots" / f"{program.name}.png")]
             (out / "plots").mkdir(exist_ok=True)
         started = time.perf_counter()
-        code = run_limited(words, limit, log, {"OMP_NUM_THREADS": str(threads)})
+        code = run_limited(words, limit, log, {"OMP_NUM_THREADS": str(threads)}, self.running)
         seconds = time.perf_counter() - started
+        if self.interrupted:
+            return {"seconds": round(seconds, 1), "status": "stopped", "reason": "interrupted"}
         return {"seconds": round(seconds, 1), "load": os.getloadavg()[0], **outcome(code, limit, target, log)}
 
     def keep(self, program: Program, record: dict[str, Any]) -> None:
@@ -164,8 +175,17 @@ def _place(word: str, places: Mapping[str, str]) -> str:
     return places[word[1:-1]] if word.startswith("{") else word
 
 
-def run_limited(words: Sequence[str], limit: int, log: Path, environment: Mapping[str, str]) -> int | None:
-    """The exit code, or None if the process had to be stopped; it goes with everything that it has started."""
+def run_limited(
+    words: Sequence[str],
+    limit: int,
+    log: Path,
+    environment: Mapping[str, str],
+    running: list[subprocess.Popen[bytes]],
+) -> int | None:
+    """The exit code, or None if the process had to be stopped; it goes with everything that it has started.
+
+    While it runs it stands in `running`.
+    """
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(  # noqa: S603 - the words are ours
             list(words),
@@ -175,14 +195,15 @@ def run_limited(words: Sequence[str], limit: int, log: Path, environment: Mappin
             env={**os.environ, **environment, "COLUMNS": "120"},
             start_new_session=True,
         )
+        running.append(process)
         try:
             return process.wait(limit)
-        except BaseException as error:
+        except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            if isinstance(error, subprocess.TimeoutExpired):
-                return None
-            raise
+            return None
+        finally:
+            running.remove(process)
 
 
 def outcome(code: int | None, limit: int, target: Path, log: Path) -> dict[str, Any]:
@@ -280,6 +301,8 @@ def demo_rows() -> list[dict[str, Any]]:
 def main() -> None:
     """Run everything and write the page."""
     options = _options()
+    # Being ended is like Ctrl-C: what runs goes, too, and what is done is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     places, shown = data_places(options.data, out)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,3 +120,27 @@ def test_results_of_other_machines_stand_on_the_page_with_their_machine(bench: A
     assert "`do it`" in page
     assert "250 ms" in page
     assert page.rstrip().endswith("This.")
+
+
+def test_ending_it_ends_what_runs_and_keeps_what_is_done(tmp_path: Path) -> None:
+    code = f"""
+import sys, pathlib
+sys.path.insert(0, {str(ROOT / "benchmarks")!r})
+import run_all
+from bench_programs import Program
+sleeper = "import os, time; open({str(tmp_path / "pid")!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+run_all.programs = lambda **_: [Program("good", "g", ("python", "-c", {GOOD!r}), 60, alone=True),
+                                Program("slow", "s", ("python", "-c", sleeper), 60)]
+sys.argv = ["run_all.py", "--out", {str(tmp_path / "out")!r}]
+run_all.main()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pid = tmp_path / "pid"
+    while process.poll() is None and not (pid.is_file() and pid.read_text()):
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    programs = json.loads((tmp_path / "out" / "results.json").read_text())["programs"]
+    assert programs["good"]["status"] == "ok"
