@@ -30,6 +30,7 @@ class Blend(Repair):
         """See `Repair`."""
         layer = min(self.check_layer, board.model.layers - 1)
         width = board.ids.shape[1]
+        board.cache.placed[layer].wait()
         values = board.cache.placed[layer].values
         assert values is not None  # a board with composed memories has states in every layer
         before = values[:, :, :width].clone()

@@ -66,6 +66,7 @@ class Board:
         question: where each prompt's last text begins [rows].
         spans: the memories, row by row.
         cache: one buffer a layer, [rows, kv_heads, capacity, head_dim].
+        room: tokens that may be put behind the longest prompt.
         adjustment: changes the attention of every pass, behind the mask; None for none.
     """
 
@@ -78,6 +79,7 @@ class Board:
         question: Tensor,
         spans: Sequence[Span],
         cache: PlacedCache,
+        room: int = 0,
     ) -> None:
         self.model = model
         self.ids = ids
@@ -86,6 +88,7 @@ class Board:
         self.question = question
         self.spans = tuple(spans)
         self.cache = cache
+        self.room = room
         self.adjustment: AttentionIntervention | None = None
 
     @classmethod
@@ -105,13 +108,13 @@ class Board:
             if step.segment.memory is not None and step.state is not None:
                 spans.append(Span(0, step.start, end, step.action == "exact", index))
         question = torch.tensor([plan.steps[-1].start], device=device)
-        return cls(model, ids, torch.tensor([plan.length], device=device), unread, question, spans, cache)
+        return cls(model, ids, torch.tensor([plan.length], device=device), unread, question, spans, cache, room)
 
     @classmethod
     def stack(cls, boards: Sequence[Board]) -> Board:
         """Boards of one model as the rows of one; what lies behind a shorter row's end is zero and never seen."""
         width = max(board.ids.shape[1] for board in boards)
-        room = max(board.cache.placed[0].capacity - board.ids.shape[1] for board in boards)
+        room = max(board.room for board in boards)
         cache = PlacedCache(boards[0].model.layers, capacity=width + room)
         for index, layer in enumerate(cache.placed):
             states = [board.cache.placed[index] for board in boards]
@@ -129,7 +132,7 @@ class Board:
             for sides in ([board.ids for board in boards], [board.unread for board in boards])
         )
         lengths, question = (torch.cat(sides) for sides in ([b.lengths for b in boards], [b.question for b in boards]))
-        return cls(boards[0].model, ids, lengths, unread, question, spans, cache)
+        return cls(boards[0].model, ids, lengths, unread, question, spans, cache, room)
 
     @property
     def places(self) -> Tensor:
@@ -204,7 +207,7 @@ class Board:
     def extend(self, tokens: Tensor, places: Tensor) -> Tensor:
         """Put one more token a row behind the prompts, and predict the next, greedily; both [rows]."""
         for layer in self.cache.placed:
-            layer.length = layer.capacity
+            layer.length = self.ids.shape[1] + self.room
         chosen: Tensor = self.pass_over(tokens[:, None], places[:, None]).argmax(-1)
         return chosen
 

@@ -59,9 +59,9 @@ class Parallel:
     @torch.inference_mode()
     def arrange(self, board: Board) -> tuple[Tensor, Tensor]:
         """Read the question on a board whose memories stand side by side: logits, and no place that was repaired."""
-        room = board.cache.placed[0].capacity
-        columns = torch.zeros((len(board.ids), room), dtype=torch.bool, device=board.ids.device)
-        columns[:, : board.ids.shape[1]] = board.mask_of(board.spans)
+        width = board.ids.shape[1]
+        columns = torch.zeros((len(board.ids), width + board.room), dtype=torch.bool, device=board.ids.device)
+        columns[:, :width] = board.mask_of(board.spans)
         board.adjustment = Sharpened(columns, self.temperature, self.scale)
         nothing = torch.zeros_like(board.unread)
         return board.compute(nothing), nothing
