@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from nnm_core.errors import ContextOverflowError, InvalidInputError, MemoryNotInjectedError, PositionError
 from nnm_core.injection.compose import Composed, Composer, Composition, composer
@@ -182,15 +183,19 @@ class Answerer:
         refusal = request.composer.refusal(self.model)
         known = self.planner.agreement(request.composer.name) or 0.0
         compose = request.policy == "fast" or known >= self.planner.bound
-        return make_plan(
+        planned = partial(
+            make_plan,
             segments,
             request.policy,
             self._find_lossless if request.policy == "exact" else self._find_exact,
             self._find_any,
-            compose=compose and not refusal,
-            reason=refusal if compose and refusal else FIRST_TIME,
             read_instead=None if request.strict else self._read_instead,
         )
+        plan = planned(compose=compose and not refusal, reason=refusal if compose and refusal else FIRST_TIME)
+        gaps = any(step.state is not None and step.state.skipped for step in plan.steps)
+        if plan.composed and gaps and not isinstance(request.composer, Concatenate):
+            return planned(compose=False, reason=f"{request.composer.name} cannot work beside left-out tokens")
+        return plan
 
     def _steering(self, plan: Plan, request: Request) -> Scaled | None:
         """What intervenes in this answer. Composers that compute tokens again do so in passes of another layout."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from nnm_core.answering import Answerer, Request
 from nnm_core.errors import InvalidInputError
 from nnm_core.injection.compose import Composed
+from nnm_core.injection.compose.parallel import Parallel
 from nnm_core.injection.generate import Decoded, Decoder
 from nnm_core.injection.plan import Plan
 from nnm_core.injection.settings import AS_READ
@@ -107,8 +108,8 @@ def answer_together(
 ) -> list[Answer]:
     """Answer all requests, in batches whose caches hold at most `batch_tokens` tokens (or one prompt).
 
-    Models whose passes need another mask than the plain causal one, answers with a strength of their own, and states
-    that lack tokens or layers are answered one by one.
+    Models whose passes need another mask than the plain causal one, answers with a strength of their own, memories at
+    parallel positions, and states that lack tokens or layers are answered one by one.
 
     Raises:
         see `Answerer.stream`; then nothing is answered.
@@ -116,7 +117,8 @@ def answer_together(
     lengths = [_length(answerer, request) for request in requests]
     found: dict[int, Answer] = {}
     fit = answerer.whole and not unfit(answerer.model)
-    together = [i for i, request in enumerate(requests) if fit and request.injection == AS_READ]
+    plain = [r.injection == AS_READ and not isinstance(r.composer, Parallel) for r in requests]
+    together = [index for index, alike in enumerate(plain) if fit and alike]
     for group in _groups(sorted(together, key=lambda i: lengths[i]), lengths, batch_tokens):
         answers = _batch(answerer, [requests[i] for i in group], max(lengths[i] for i in group), use)
         found.update(zip(group, answers, strict=True))

@@ -8,8 +8,11 @@ import pytest
 import torch
 from tests.core.families import FAMILIES, byte_tokenizer, loaded, make, random_ids
 from tests.core.reading import distance, read_again, read_logits
+from tests.core.tiny import tiny_reader
 from torch import Tensor
 
+from nnm_core import NNM
+from nnm_core.answering import Request
 from nnm_core.errors import InvalidInputError
 from nnm_core.injection.compose import Composition, composer, names
 from nnm_core.injection.compose.attention import question_attention
@@ -21,9 +24,10 @@ from nnm_core.injection.compose.parallel import Parallel
 from nnm_core.injection.compose.repair import Repair, best, evenly
 from nnm_core.injection.generate import DecodeSettings, decode
 from nnm_core.injection.plan import Plan, make_plan
-from nnm_core.injection.prefill import prefill
+from nnm_core.injection.prefill import forward, prefill
+from nnm_core.injection.score import log_probabilities
 from nnm_core.model.load import LoadedModel, wrap_model
-from nnm_core.model.prompt import Segment
+from nnm_core.model.prompt import Segment, question_prompt
 from nnm_core.records import Memory
 from nnm_core.states.capture import capture, place
 from nnm_core.states.state import State
@@ -397,3 +401,37 @@ def test_without_a_name_the_best_composer_that_works_with_the_model_is_taken() -
     assert composer(None, loaded("llama"), plain=True).name == "concatenate"
     link = Link(ratio=0.5)
     assert composer(link, loaded("bloom")) is link, "what was asked for is not changed silently"
+
+
+def test_continuations_are_scored_with_the_look_of_the_composer() -> None:
+    model = loaded("llama")
+    made = Parallel(0.5, 0.5).prefill(work_for(model))
+    tokens = [step.token_id for step in decode(model, made.cache, made.logits, DecodeSettings(max_tokens=4))]
+    again = Parallel(0.5, 0.5).prefill(work_for(model))
+    expected = float(again.logits.log_softmax(-1)[tokens[0]])
+    logits = forward(model, again.cache, tokens[:1])
+    expected += float(logits.log_softmax(-1)[tokens[1]])
+    fresh = Parallel(0.5, 0.5).prefill(work_for(model))
+    assert log_probabilities(model, fresh.cache, fresh.logits, [tokens[:2]])[0] == pytest.approx(expected, abs=1e-4)
+    fresh.cache.intervention = None
+    assert log_probabilities(model, fresh.cache, fresh.logits, [tokens[:2]])[0] != pytest.approx(expected, abs=1e-3)
+
+
+def test_beside_memories_with_gaps_nothing_is_repaired() -> None:
+    """A memory that has lost tokens keeps its state; those behind it are read, and the receipt says why."""
+    with NNM.open(tiny_reader(), system=None) as nnm:
+        nnm.add(["The bins go on Tuesday.", "Glass is on Monday."], ids=["a", "b"])
+        found = nnm._answerer._find_exact
+
+        def gappy(segment: Segment, left: str, start: int) -> object:
+            state = found(segment, left, start)
+            return state if state is None or segment.memory is None else replace(state, skipped=1)
+
+        nnm._answerer._find_exact = gappy  # type: ignore[method-assign,assignment]
+        messages = question_prompt("When?", nnm.get(["a", "b"]), None)
+        nnm._left_state()
+        for chosen, action in ((composer("link"), "read"), (composer("concatenate"), "composed")):
+            request = Request(messages, (), "inject", "fast", DecodeSettings(), 0.0, composer=chosen)
+            plan = nnm._answerer.plan(nnm._format.segments(messages), request)
+            uses = [step for step in plan.steps if step.segment.memory is not None]
+            assert [step.action for step in uses] == ["exact", action]

@@ -13,7 +13,7 @@ from nnm_core.errors import PositionError
 from nnm_core.injection.compose import Composer, Composition
 from nnm_core.injection.plan import Plan, make_plan, read_plan
 from nnm_core.injection.planner import Quality
-from nnm_core.injection.prefill import forward, prefill
+from nnm_core.injection.prefill import forward, looking, prefill
 from nnm_core.model.load import LoadedModel
 from nnm_core.model.prompt import Segment
 from nnm_core.states.cache import PlacedCache
@@ -138,7 +138,8 @@ class Calibrator:
         rows = [first.float()[None]]
         if len(reading.tokens) > 1:
             ids = torch.tensor([reading.tokens[:-1]], device=self.model.device)
-            rows.append(self.model.hf(input_ids=ids, past_key_values=cache, use_cache=True).logits[0].float())
+            with looking(cache):
+                rows.append(self.model.hf(input_ids=ids, past_key_values=cache, use_cache=True).logits[0].float())
         logits = torch.cat(rows)
         wanted, found = reading.logits.log_softmax(-1), logits.log_softmax(-1)
         chosen = logits.argmax(-1).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import groupby
 
@@ -46,10 +47,13 @@ def load(cache: PlacedCache, state: PlacedState | None) -> None:
 
 def forward(model: LoadedModel, cache: PlacedCache, token_ids: list[int]) -> Tensor:
     """Let the model read `token_ids` behind the cache; returns the last position's logits [vocabulary]."""
-    if cache.intervention is not None:
-        with intervene(cache.intervention):
-            return _forward(model, cache, token_ids)
-    return _forward(model, cache, token_ids)
+    with looking(cache):
+        return _forward(model, cache, token_ids)
+
+
+def looking(cache: PlacedCache) -> AbstractContextManager[None]:
+    """While active, passes look at the states of `cache` in the way that it asks for."""
+    return nullcontext() if cache.intervention is None else intervene(cache.intervention)
 
 
 def _forward(model: LoadedModel, cache: PlacedCache, token_ids: list[int]) -> Tensor:
