@@ -294,8 +294,16 @@ def test_a_shared_cache_mixes_neither_options_nor_namespaces_nor_versions(nnm: N
 
     assert not hit(nnm)
     assert hit(nnm)
-    for options in ({"max_tokens": 3}, {"temperature": 1.0}, {"seed": 1}, {"policy": "fast"}, {"stop": ["x"]}):
+    others: list[dict[str, Any]] = [{"max_tokens": 3}, {"temperature": 1.0}, {"top_p": 0.5}, {"top_k": 3}, {"seed": 1}]
+    others += [{"policy": "fast"}, {"composer": "concatenate"}, {"order": "canonical"}, {"mode": "read"}]
+    others += [{"strict": True}, {"stop": ["x"]}]
+    for options in others:
         assert not hit(nnm, **options)
+        assert hit(nnm, **options)
+    for engine_options in ({"codec": "int8"}, {"system": "Be brief."}):
+        with open_tiny(**engine_options) as other:
+            other.add([FALCON], ids=["falcon"])
+            assert not hit(other)
     with open_tiny(namespace="other") as other:
         other.add([FALCON], ids=["falcon"])
         assert not hit(other)

@@ -162,8 +162,21 @@ def test_filters(store: NNMVectorStore, condition: Any, expected: set[int]) -> N
 def test_qdrant_filters(store: NNMVectorStore) -> None:
     from qdrant_client import models
 
-    condition = models.Filter(must=[models.FieldCondition(key="metadata.n", range=models.Range(gte=6))])
-    assert {d.metadata["n"] for d in numbered(store).similarity_search("text", k=8, filter=condition)} == {6, 7}
+    def field(**condition: Any) -> models.FieldCondition:
+        return models.FieldCondition(key="metadata.n", **condition)
+
+    high = field(range=models.Range(gte=6))
+    even = models.FieldCondition(key="metadata.even", match=models.MatchValue(value=True))
+    nested = models.Filter(
+        should=[models.Filter(must=[high], must_not=[even]), field(match=models.MatchAny(any=[0, 3]))]
+    )
+    numbered(store)
+    for condition, expected in ((models.Filter(must=[high]), {6, 7}), (nested, {0, 3, 7})):
+        assert {d.metadata["n"] for d in store.similarity_search("text", k=8, filter=condition)} == expected
+    circle = models.GeoRadius(center=models.GeoPoint(lon=0, lat=0), radius=1)
+    near = models.Filter(must=[field(geo_radius=circle)])
+    with pytest.raises(FilterError):
+        store.similarity_search("text", filter=near)
 
 
 @pytest.mark.parametrize("condition", ["n = 3", {"n": {"$near": 3}}, {"$nor": [{"n": 3}]}, {"n": object()}, 7])
@@ -281,7 +294,7 @@ async def test_asynchronous_calls_give_the_same(store: NNMVectorStore) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Using SHA-1:UserWarning")
-@pytest.mark.parametrize("encoder", ["sha1", "sha256", "sha512", "blake2b"])
+@pytest.mark.parametrize("encoder", ["sha1", "sha256", "sha512", "blake2b", lambda document: document.page_content])
 def test_indexing_with_every_key_encoder(store: NNMVectorStore, encoder: Any) -> None:
     records = InMemoryRecordManager(namespace="test")
     records.create_schema()

@@ -13,7 +13,7 @@ from nnm_core import Chunk, InvalidInputError, Memory, Message
 SCOPE_KEY = "nnm_scope"
 DEFAULT_MAX_TOKENS = 256
 _SAMPLING = ("temperature", "top_p", "top_k", "seed", "max_tokens")
-_ROUTING = ("policy", "mode", "strict")
+_ROUTING = ("policy", "composer", "order", "mode", "strict")
 OPTIONS = (*_SAMPLING, *_ROUTING, "scope")
 # Passed on by LangChain itself; they change nothing here.
 _IGNORED = frozenset({"stream", "stream_usage", "ls_structured_output_format"})
@@ -34,7 +34,10 @@ class EngineOptions(BaseModel):
         seed: makes sampling repeatable.
         stop: strings that end the answer and are cut from it.
         policy: ``auto`` and ``exact`` inject what leaves the answer as if the text had been read, and read the rest
-            once to inject it the next time; ``fast`` also places states side by side that were not computed together.
+            once to inject it the next time; ``fast`` also places states side by side that were not computed together,
+            and so does ``auto`` where that was measured to agree well enough with reading.
+        composer: how they are placed side by side; None for the engine's default.
+        order: ``canonical`` sorts memories that are given by reference by id, so that more of them are found exact.
         mode: ``inject``; ``read`` reads the very same tokens as text; ``bare`` looks for no memory.
         scope: whose leases count; a retriever of the same scope gives them.
         strict: raise `nnm_core.MemoryNotInjectedError` where recalled memories would be lost or read for good.
@@ -51,6 +54,8 @@ class EngineOptions(BaseModel):
     seed: int | None = None
     stop: list[str] | None = Field(default=None, alias="stop_sequences")
     policy: Literal["exact", "auto", "fast"] = "auto"
+    composer: str | None = None
+    order: Literal["ranked", "canonical"] = "ranked"
     mode: Literal["inject", "read", "bare"] = "inject"
     scope: str = ""
     strict: bool = False
@@ -80,7 +85,7 @@ class EngineOptions(BaseModel):
         names = (*_SAMPLING, *_ROUTING)
         engine = {
             "model": self.model,
-            "fingerprint": self.nnm.model.fingerprint,
+            "fingerprint": self.nnm.fingerprint,
             "namespace": self.nnm.namespace,
             "system": self.nnm.system,
             "stop_sequences": self.stop,  # LangChain puts the call's own in as "stop"

@@ -34,6 +34,11 @@ class AskFace:
     def _check_open(self) -> None:
         """Raise `EngineClosedError` after `close`."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Model, tokenizer, template and codec, hashed: what receipts carry. Another one means other answers."""
+        return self._answerer.fingerprint
+
     def pin(self, memories: str | Sequence[str | Memory | Hit], *, order: Order = "ranked") -> int:
         """Keep these memories ready, in this order, at the beginning of prompts: exact, and never dropped from RAM.
 
