@@ -1,39 +1,56 @@
-"""Every page of the documentation runs from top to bottom."""
+"""Every page of the documentation runs from top to bottom, and its links lead somewhere."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from llama_index.core import Settings
+from tests.core.storage.qdrant_http import qdrant_server
 
 from nnm_core import NNM
 from nnm_core.model.load import LoadedModel
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs" / "langchain").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
-def test_pages_run(page: Path, reader: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[NNM] = []
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT).with_suffix("")).replace("/", ".")
+
+
+def code_of(page: Path) -> str:
+    return "\n".join(BLOCK.findall(page.read_text(encoding="utf-8")))
+
+
+@pytest.fixture
+def bundled(reader: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`NNM.open` with one loaded model, a stand-in for a Qdrant server, and everything closed in the end."""
     original = NNM.open
+    with ExitStack() as stack:
 
-    def open_reader(model: str | LoadedModel, **options: object) -> NNM:
-        opened.append(original(reader if model == "nnm-mini" else model, **options))
-        return opened[-1]
+        def open_reader(model: str | LoadedModel = "nnm-mini", *args: object, **options: object) -> NNM:
+            if "url" in options:
+                options["url"] = stack.enter_context(qdrant_server()).url
+            return stack.enter_context(original(reader if model == "nnm-mini" else model, *args, **options))
 
-    monkeypatch.setattr(NNM, "open", open_reader)
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
-    assert code
-    try:
-        exec(compile(code, page.name, "exec"), {})
-    finally:
-        for nnm in opened:
-            nnm.close()
+        monkeypatch.setattr(NNM, "open", open_reader)
+        yield
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+@pytest.mark.usefixtures("bundled")
+@pytest.mark.parametrize("page", [page for page in PAGES if code_of(page)], ids=name_of)
+def test_pages_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Settings, "_tokenizer", Settings._tokenizer)
+    exec(compile(code_of(page), page.name, "exec", dont_inherit=True), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target

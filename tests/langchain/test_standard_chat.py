@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
+import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
@@ -14,6 +16,7 @@ from tests.langchain.scripted import open_scripted
 
 from langchain_nnm import ChatNNM, NNMRetriever
 from nnm_core import NNM
+from nnm_core.model.load import LoadedModel
 
 FACT = "The Falcon project is led by Maria."
 
@@ -23,6 +26,11 @@ def shared_scripted() -> NNM:
     nnm = open_scripted()
     nnm.add([FACT])
     return nnm
+
+
+@cache
+def shared_bundled() -> NNM:
+    return NNM.open(os.environ.get("NNM_TEST_MODEL", "nnm-mini"))
 
 
 class TestUnit(ChatModelUnitTests):
@@ -64,6 +72,23 @@ class TestReader(ChatModelIntegrationTests):
     @property
     def supports_json_mode(self) -> bool:
         return True
+
+
+@pytest.mark.slow
+class TestBundledReader(TestReader):
+    """The same with nnm-mini: real words of a real, small model."""
+
+    @pytest.fixture(autouse=True)
+    def _bundled(self, reader: LoadedModel) -> None:
+        """Skip where there are no weights."""
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"nnm": shared_bundled(), "max_tokens": 64}
+
+    @property
+    def model_override_value(self) -> str:
+        return shared_bundled().model.name
 
 
 class TestToolReader(ChatModelIntegrationTests):
