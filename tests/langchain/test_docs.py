@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -33,7 +34,11 @@ def code_of(page: Path) -> str:
 def bundled(reader: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`NNM.open` with one loaded model, a stand-in for a Qdrant server, and everything closed in the end."""
     original = NNM.open
+    loop = asyncio.new_event_loop()  # LlamaIndex asks for "the" loop outside of any and would leave one unclosed
+    asyncio.set_event_loop(loop)
     with ExitStack() as stack:
+        stack.callback(loop.close)
+        stack.callback(asyncio.set_event_loop, None)
 
         def open_reader(model: str | LoadedModel = "nnm-mini", *args: object, **options: object) -> NNM:
             if "url" in options:
