@@ -143,3 +143,37 @@ def test_a_calibrated_machine_injects_short_memories_all_the_same(
     assert ran.code == 0, ran.err
     report = json.loads(Path("r.json").read_text())
     assert report["arms"]["composed"]["tiers"] == {"composed": 2}
+
+
+def test_a_memory_that_is_there_is_used_and_not_read_again(real_nnm: Nnm, reader: str, tmp_path: Path) -> None:
+    from nnm_core import NNM
+    from nnm_core.evaluation.datasets import load_questions
+
+    data = write_squad(tmp_path / "dev.json")
+    passages = load_questions(data).passages
+    with NNM.open(reader, "store", device="cpu") as nnm:
+        added = nnm.add(list(passages.values()), ids=list(passages))
+    ran = real_nnm(
+        *(
+            "eval",
+            "gate",
+            "qa",
+            "--data",
+            str(data),
+            "--model",
+            reader,
+            "--device",
+            "cpu",
+            "--store",
+            "store",
+            "-k",
+            "1",
+        ),
+        *("--retriever", "bm25", "--max-tokens", "2", "--batch", "4", "--json", "r.json"),
+    )
+    assert ran.code == 0, ran.err
+    report = json.loads(Path("r.json").read_text())
+    assert report["arms"]["retrieved nnm"]["tiers"] == {"exact": 6}
+    with NNM.open(reader, "store", device="cpu") as nnm:
+        assert nnm.stats()["memories"] == len(passages)
+        assert nnm.get(list(passages)) == added
