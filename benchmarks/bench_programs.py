@@ -73,7 +73,7 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
         Program(
             "ttft", "Time to the first token",
             ("python", "benchmarks/ttft.py", *_n(quick, "--repeats 5", "--repeats 1 --lengths 100 200")),
-            240, alone=True, plot=True,
+            420, alone=True, plot=True,
         ),
         Program(
             "ingest", "What ingest costs",

@@ -94,9 +94,42 @@ def ttft(result: Result) -> list[str]:
          *(f"{ratios[name][length]:.1f} x" for name in ratios)]
         for length in next(iter(ratios.values()))
     ]  # fmt: skip
-    return [
+    lines = [
         f"Medians of {result['config']['repeats']}, in turns, without the search. `injected` loads from disk.",
         table(["memory, tokens", *arms, *(f"read / {name}" for name in ratios)], rows),
+    ]
+    if "decoding" in result:
+        lines.append(
+            f"A token decoded after injecting takes {result['decoding']['ratio']:.3f} of the time after reading. "
+            f"Injecting pays from {_lengths(result['break_even_tokens'])} on."
+        )
+    return lines
+
+
+def _lengths(by_name: Mapping[str, int | None]) -> str:
+    return ", ".join(f"{'never' if n is None else f'{n:,} tokens'} ({name})" for name, n in by_name.items())
+
+
+def ttft_gpu(result: Result) -> list[str]:
+    """Milliseconds of every way, beside the floor; and what decoding takes."""
+    arms, ratios, floors = result["arms"], result["ratio"], result["floor"]
+    rows = []
+    for name, arm in arms.items():
+        cells = []
+        for length in floors:
+            seconds = arm["seconds_to_first_token"].get(length)
+            faster = f" ({ratios[name][length]:.1f} x)" if seconds is not None and name != "read" else ""
+            cells.append("-" if seconds is None else f"{1000 * seconds:.1f}{faster}")
+        rows.append([name, *cells])
+    rows.append(["floor", *(f"{1000 * max(row['bus'], row['weights']):.1f}" for row in floors.values())])
+    decoding = ", ".join(f"{row['ratio']:.3f} at {int(n):,}" for n, row in result["decode"].items())
+    return [
+        "Milliseconds to the first token by tokens of the memory; the question has "
+        f"{result['config']['suffix']} tokens. The floor is the larger of the state's bytes over the measured bus and "
+        "the weights' bytes over the measured memory bandwidth.",
+        table(["way", *(f"{int(length):,}" for length in floors)], rows),
+        f"A token decoded after injecting, over one decoded after reading: {decoding}. "
+        f"Graphs: {result['config']['graphs']}.",
     ]
 
 
@@ -250,6 +283,7 @@ def _cell(key: str, value: Any) -> str:
 TABLES: dict[str, Callable[[Result], list[str]]] = {
     "equal_budget": equal_budget,
     "ttft": ttft,
+    "ttft_gpu": ttft_gpu,
     "ingest": ingest,
     "langchain_overhead": langchain_overhead,
     "llamaindex_overhead": llamaindex_overhead,

@@ -2,13 +2,17 @@
 
     python benchmarks/ttft.py --json out/ttft.json --plot out/ttft.png
 
-One memory of 250 to 2,000 tokens is given to the model, and one token is decoded. Three arms, in turns, in one process:
+One memory of 250 to 3,900 tokens is given to the model, and one token is decoded. The arms, in turns, in one process:
 
 read            the memory's text is read with the prompt, as in ordinary RAG
-injected        its state is loaded from disk; every repeat uses a memory that this process has not used before
-injected again  its state is still in RAM from the turn before
+injected        its state is loaded from disk; every repeat uses a memory that this process has not used before, so its
+                checksum is compared as well
+injected again  its state is still in RAM, placed, from the turn before
+ram             it is loaded from a store in RAM
+int8 ...        it is loaded from a file in that codec, which was verified before
 
-The time of the search is not part of it, since it is the same for all three.
+The time of the search is not part of it, since it is the same for all. Then tokens are decoded after reading and after
+injecting, in turns; and the break-even length is found on shorter memories, as the planner does it.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,42 +32,71 @@ from rich.table import Table
 from nnm_core import NNM, Memory
 from nnm_core.evaluation.benchmark import environment, parser, side_by_side, spread, texts_of_length
 from nnm_core.evaluation.report import seconds, write_json
+from nnm_core.injection.costs import Costs, measure_costs
+from nnm_core.model.load import ModelSettings, load_model
 
 QUESTION = "What is this text about?"
-ARMS = ("read", "injected", "injected again")
-COLOURS = {"read": "#3d7ea6", "injected": "#e07a3f", "injected again": "#f2c14e"}
+LONGER = "Repeat the text word by word."
+DECODED = 48
+COLOURS = {"read": "#3d7ea6", "injected": "#e07a3f", "injected again": "#f2c14e", "ram": "#5b8c5a"}
 INK = "#22303c"
 
 
 def main() -> None:
     """Measure, print, save."""
     options = parser(str(__doc__).splitlines()[0], repeats=7)
-    options.add_argument("--lengths", type=int, nargs="+", default=[250, 500, 1000, 2000], help="tokens of a memory")
+    options.add_argument(
+        "--lengths", type=int, nargs="+", default=[250, 500, 1000, 2000, 3900], help="tokens of a memory"
+    )
+    options.add_argument("--codecs", nargs="*", default=["int8", "int4"], help="beside native")
     arguments = options.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="nnm-ttft-") as folder,
-        NNM.open(arguments.model, path=folder, device=arguments.device) as engine,
-    ):
-        results = {length: measure(engine, length, arguments.repeats) for length in arguments.lengths}
-        config = environment(engine.model) | {"repeats": arguments.repeats, "lengths": arguments.lengths}
-    report = {
-        "arms": {
-            name: {"seconds_to_first_token": {str(length): spread(row[name]) for length, row in results.items()}}
-            for name in ARMS
-        },
-        "ratio": {
-            name: {str(length): ratio(row, name) for length, row in results.items()} for name in ARMS if name != "read"
-        },
-        "config": config,
-    }
+    model = load_model(arguments.model, ModelSettings(device=arguments.device))
+    with tempfile.TemporaryDirectory(prefix="nnm-ttft-") as folder, ExitStack() as stack:
+        engines = {
+            "native": stack.enter_context(NNM.open(model, path=Path(folder) / "native")),
+            "ram": stack.enter_context(NNM.open(model, state_cache=0)),  # nothing stays placed between answers
+        }
+        for codec in arguments.codecs:
+            engines[codec] = stack.enter_context(
+                NNM.open(model, path=Path(folder) / "codecs", namespace=codec, codec=codec, state_cache=0)
+            )
+        results = {length: measure(engines, length, arguments.repeats) for length in arguments.lengths}
+        decoding = decode_times(engines["native"], min(1000, max(arguments.lengths)), arguments.repeats)
+        costs = measure_costs(model, lengths=(8, 16, 32, 64, 128), codecs=("native", *arguments.codecs), composers=())
+    report = report_of(results, decoding, costs)
+    report["config"] = environment(model) | {"repeats": arguments.repeats, "lengths": arguments.lengths}
     write_json(arguments.json, report)
-    Console(file=sys.stderr if str(arguments.json) == "-" else sys.stdout).print(table(report))
+    console = Console(file=sys.stderr if str(arguments.json) == "-" else sys.stdout)
+    console.print(table(report))
+    ratio_of = report["decoding"]["ratio"]
+    console.print(f"Decoding after injecting takes {ratio_of:.3f} of the time a token takes after reading.")
+    console.print(f"Injecting pays from: {report['break_even_tokens']} tokens.")
     if arguments.plot:
         save_plot(report, arguments.plot)
 
 
-def measure(engine: NNM, length: int, repeats: int) -> dict[str, list[float]]:
+def report_of(
+    results: Mapping[int, Mapping[str, Sequence[float]]], decoding: Mapping[str, Sequence[float]], costs: Costs
+) -> dict[str, Any]:
+    """What is written as JSON."""
+    names = list(next(iter(results.values())))
+    return {
+        "arms": {
+            name: {"seconds_to_first_token": {str(length): spread(row[name]) for length, row in results.items()}}
+            for name in names
+        },
+        "ratio": {
+            name: {str(length): ratio(row, name) for length, row in results.items()} for name in names if name != "read"
+        },
+        "decoding": {name: spread(values) for name, values in decoding.items()}
+        | {"ratio": statistics.median(b / a for a, b in zip(decoding["read"], decoding["inject"], strict=True))},
+        "break_even_tokens": {name: costs.break_even(curve) for name, curve in costs.load.items()},
+    }
+
+
+def measure(engines: Mapping[str, NNM], length: int, repeats: int) -> dict[str, list[float]]:
     """Seconds to the first token of each arm, `repeats` times, for memories of `length` tokens."""
+    engine = engines["native"]
     texts = texts_of_length(engine.model, length, repeats + 1)
     warm, *memories = engine.add(texts, ids=[f"{length}-{number}" for number in range(len(texts))])
     for mode in ("read", "inject", "inject"):
@@ -72,13 +107,34 @@ def measure(engine: NNM, length: int, repeats: int) -> dict[str, list[float]]:
         # The turn before has left this state in RAM; in the first turn the warm-up has.
         "injected again": lambda repeat: ask(engine, memories[repeat - 1] if repeat else warm, "inject"),
     }
+    for name, other in engines.items():
+        if other is not engine:
+            memory = other.add(texts[0], ids=str(length))[0]
+            ask(other, memory, "inject")
+            arms[name] = partial(lambda repeat, other, memory: ask(other, memory, "inject"), other=other, memory=memory)
     return side_by_side(arms, repeats)
+
+
+def decode_times(engine: NNM, length: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds a decoded token after reading and after injecting, `repeats` times in turns."""
+    memory = engine.add(texts_of_length(engine.model, length, 1)[0], ids="decoding")[0]
+
+    def each(mode: Any) -> float:
+        answer = engine.answer(LONGER, memories=[memory], mode=mode, max_tokens=DECODED)
+        decoded = len(answer.token_ids) - 1  # the first token belongs to the prompt
+        if decoded < DECODED // 4:
+            raise RuntimeError(f"only {decoded} tokens were decoded")
+        return (answer.receipt.seconds_total - answer.receipt.seconds_to_first_token) / decoded
+
+    for mode in ("read", "inject"):
+        each(mode)
+    return side_by_side({"read": lambda repeat: each("read"), "inject": lambda repeat: each("inject")}, repeats)
 
 
 def ask(engine: NNM, memory: Memory, mode: Any) -> float:
     """Seconds to the first token; fails if the arm did not do what it is named after."""
     answer = engine.answer(QUESTION, memories=[memory], mode=mode, max_tokens=1)
-    injected = answer.receipt.tier == "exact"
+    injected = answer.receipt.tokens_injected > 0
     if injected != (mode == "inject"):
         raise RuntimeError(f"{mode}: the receipt says {answer.receipt}")
     return answer.receipt.seconds_to_first_token
@@ -94,12 +150,14 @@ def table(report: Mapping[str, Any]) -> Table:
     config = report["config"]
     title = f"Seconds to the first token: {config['model']} on {config['device']}, medians of {config['repeats']}"
     shown = Table(title=title)
-    for name in ("tokens", *ARMS, "read / injected", "read / again"):
+    for name in ("tokens", *report["arms"]):
         shown.add_column(name, justify="right")
     for length in report["ratio"]["injected"]:
-        medians = [seconds(report["arms"][name]["seconds_to_first_token"][length]["median"]) for name in ARMS]
-        ratios = [f"{report['ratio'][name][length]:.1f} x" for name in ARMS[1:]]
-        shown.add_row(length, *medians, *ratios)
+        cells = []
+        for name, arm in report["arms"].items():
+            faster = "" if name == "read" else f"\n{report['ratio'][name][length]:.1f} x"
+            cells.append(seconds(arm["seconds_to_first_token"][length]["median"]) + faster)
+        shown.add_row(length, *cells)
     return shown
 
 
@@ -109,7 +167,7 @@ def save_plot(report: Mapping[str, Any], target: Path) -> None:
 
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     panel = figure.subplots()
-    for name in ARMS:
+    for name in COLOURS:
         rows = report["arms"][name]["seconds_to_first_token"]
         lengths = [int(length) for length in rows]
         medians, low, high = ([1000 * row[key] for row in rows.values()] for key in ("median", "low", "high"))

@@ -22,6 +22,7 @@ measured bus and the weights' bytes over the measured memory bandwidth, since th
 from __future__ import annotations
 
 import argparse
+import datetime
 import gc
 import json
 import os
@@ -397,7 +398,10 @@ def config(arguments: argparse.Namespace, machine: Mapping[str, Any]) -> dict[st
     """With what the result was made."""
     return {
         **{name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()},
-        "machine": dict(machine), "torch": torch.__version__, "transformers": transformers.__version__,
+        "machine": machine["device"], "ceilings": dict(machine), "model": f"{arguments.shape} shape, random weights",
+        "command": " ".join(["python", "benchmarks/ttft_gpu.py", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "torch": torch.__version__, "transformers": transformers.__version__,
         "suffix": SUFFIX, "decoded": DECODED, "threads": torch.get_num_threads(),
     }  # fmt: skip
 

@@ -28,7 +28,11 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("program", "options", "arms"),
     [
-        ("ttft.py", ["--lengths", "40", "80"], {"read", "injected", "injected again"}),
+        (
+            "ttft.py",
+            ["--lengths", "40", "80", "--codecs", "int8"],
+            {"read", "injected", "injected again", "ram", "int8"},
+        ),
         ("ingest.py", ["--passages", "4", "--tokens", "40"], {"forward", "backbone", "add", "add in RAM"}),
     ],
 )
@@ -45,6 +49,19 @@ def test_a_benchmark_writes_arms_config_and_plot(
     assert report["config"]["repeats"] == 2
     assert report["ratio"]
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_gpu_benchmark_runs_without_a_gpu_and_makes_its_table(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/ttft_gpu.py"), "--shape", "tiny", "--device", "cpu"]
+    command += ["--dtype", "float32", "--lengths", "40", "80", "--repeats", "1", "--json", str(tmp_path / "r.json")]
+    done = subprocess.run([*command, "--disk-to", "40"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert set(report["arms"]["ram"]["seconds_to_first_token"]) == {"40", "80"}
+    assert set(report["arms"]["disk"]["seconds_to_first_token"]) == {"40"}
+    assert {"int8", "int4", "gpu", "first use", "plain"} <= set(report["arms"])
+    # In float32 and on one device everything is the same computation: the same tokens, all of them.
+    assert all(share == 1.0 for row in report["agreement"].values() for share in row.values())
 
 
 @pytest.fixture(scope="module")
