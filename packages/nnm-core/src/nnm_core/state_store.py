@@ -34,9 +34,10 @@ class StateStore:
     def put(self, key: str, state: State) -> None:
         """Store `state`."""
         manifest = manifest_of(state, self.codec, self.reader.model.fingerprint)
-        self.blobs.put(key, self._encoded(state), manifest)
+        self.blobs.put(key, self.encoded(state), manifest)
 
-    def _encoded(self, state: State) -> dict[str, Tensor]:
+    def encoded(self, state: State) -> dict[str, Tensor]:
+        """What is stored of `state`; codecs that leave out tokens choose them here."""
         if isinstance(self.codec, EvictingCodec):
             state = self.codec.choose(state, self.reader)
         return self.codec.encode(state)
@@ -62,7 +63,7 @@ class StateStore:
         state = self._original(blob)
         if state is None:
             return None
-        encoded = self._encoded(state)
+        encoded = self.encoded(state)
         manifest = manifest_of(state, self.codec, self.reader.model.fingerprint)
         try:
             self.blobs.put(key, encoded, manifest)
