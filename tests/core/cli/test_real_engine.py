@@ -156,6 +156,7 @@ def test_the_doctor_measures_and_calibrates(cli: Nnm, monkeypatch: pytest.Monkey
     assert report["calibration"]["concatenate"]["prompts"] == 1
     assert report["planner"]["calibrated"] == sorted(report["calibration"])
     shown = cli("doctor", "--costs")
+    assert "loading pays from" in shown.out  # among the checks, now that it has been measured
     assert "pays from" in shown.out and "load int8 disk" in shown.out
 
 

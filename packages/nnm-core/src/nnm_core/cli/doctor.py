@@ -8,7 +8,7 @@ import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -19,6 +19,9 @@ from nnm_core.cli import session as shared
 from nnm_core.cli.output import owns_stdout, stderr, stdout
 from nnm_core.errors import NNMError
 from nnm_core.evaluation.report import quiet_libraries, visible, write_json
+
+if TYPE_CHECKING:
+    from nnm_core.injection.costs import Costs
 
 REQUIRED = ("nnm-core", "torch", "transformers", "tokenizers", "safetensors", "qdrant-edge-py", "qdrant-client")
 OPTIONAL = {
@@ -125,6 +128,7 @@ def machine_checks(path: Path) -> list[Check]:
 
 def model_checks(name: str, device: str | None) -> list[Check]:
     """Whether the model loads, and what its self-test says."""
+    from nnm_core.injection.costs import load_costs
     from nnm_core.injection.selftest import self_test
     from nnm_core.model.load import ModelSettings, load_model
 
@@ -141,7 +145,17 @@ def model_checks(name: str, device: str | None) -> list[Check]:
         Check("model", name, True, f"{loaded.dtype} on {loaded.device}, context of {loaded.context_limit} tokens"),
         Check("model", "fingerprint", True, loaded.fingerprint),
         Check("model", "self-test", test.passed, detail),
+        planning_check(load_costs(loaded)),
     ]
+
+
+def planning_check(costs: Costs | None) -> Check:
+    """Whether it is known from how many tokens on a state is loaded faster than its text is read."""
+    if costs is None:
+        return Check("model", "costs", None, "not measured, states are loaded however short: nnm doctor --costs")
+    pays = {name: costs.break_even(curve) for name, curve in costs.load.items() if name.startswith("native ")}
+    shown = ", ".join(f"{'never' if n is None else f'{n} tokens'} ({name})" for name, n in pays.items())
+    return Check("model", "costs", True, f"measured {costs.made.get('date', '')}; loading pays from {shown}")
 
 
 def _table(checks: list[Check]) -> Table:
