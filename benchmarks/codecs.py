@@ -100,7 +100,7 @@ class Experiment:
         """Keep two passages at hand, so that every batch has another one to inject at random."""
         unique = {row.passage: row.memory for row in rows}
         if len(unique) < 2:
-            raise InvalidInputError("Questions about one passage leave no other to inject.", hint="Ask more questions.")
+            raise InvalidInputError("All questions are about one passage; there is no other to inject.")
         states = self.states(dict(list(unique.items())[:2]))
         self.spare = {name: place(self.model, state, self.left.length) for name, state in states.items()}
 
@@ -192,7 +192,6 @@ def main() -> None:
         asked = _questions(experiment, options.data, options.questions, options.seed)
         size = options.batch or BATCH.get(model.device.type, 8)
         batches = [asked[start : start + size] for start in range(0, len(asked), size)]
-        experiment.prepare(asked)
         for rows in track(batches, "Asking", transient=True):
             experiment.run(rows)
     quality_seconds = time.perf_counter() - started
@@ -232,6 +231,8 @@ def _questions(experiment: Experiment, data: str, count: int | None, seed: int) 
     names = sorted(about)
     random.Random(seed).shuffle(names)  # noqa: S311 - a repeatable choice, no secret
     chosen = [question for name in names for question in about[name]][:count]
+    # Two passages, asked about or not, so that there is always another one.
+    experiment.prepare([experiment.ask(about[name][0], loaded.passages[name]) for name in names[:2]])
     asked = [experiment.ask(question, loaded.passages[question.passages[0]]) for question in chosen]
     return sorted(asked, key=lambda row: (len(row.memory), row.passage))
 
