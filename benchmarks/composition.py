@@ -15,8 +15,8 @@ concatenate  every passage's state, read by itself, is moved to its place: where
 ...          every other composer
 
 `recovery` is (composer - concatenate) / (read - concatenate), with a paired bootstrap interval over the questions.
-Answers are greedy and made in batches on one board, the first token's time is measured apart, on single prompts
-through the engine, in turns.
+Answers are greedy and made in batches on one board; the time to the first token is measured apart, on single prompts
+with their states in RAM, in turns.
 """
 
 from __future__ import annotations
@@ -34,25 +34,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from nnm_core import NNM, Memory
-from nnm_core.answering import Request
 from nnm_core.evaluation.answers import exact_match, f1
-from nnm_core.evaluation.benchmark import environment, parser, side_by_side
+from nnm_core.evaluation.benchmark import environment, parser, side_by_side, timed
 from nnm_core.evaluation.datasets import Question, QuestionSet, load_questions
 from nnm_core.evaluation.report import write_json
 from nnm_core.evaluation.statistics import bootstrap, paired_bootstrap
-from nnm_core.injection.compose import Composition, composer, names
+from nnm_core.injection.compose import Composer, Composition, composer, names
 from nnm_core.injection.compose.board import Board
 from nnm_core.injection.compose.parallel import Parallel
 from nnm_core.injection.compose.parallel import side_by_side as parallel_plan
 from nnm_core.injection.compose.repair import Repair
-from nnm_core.injection.generate import DecodeSettings
-from nnm_core.injection.plan import Plan, read_plan
+from nnm_core.injection.plan import Plan, make_plan, read_plan
+from nnm_core.injection.prefill import prefill
 from nnm_core.model.batching import padded_batches
-from nnm_core.model.prompt import QUESTION_HEADER, PromptMessage, question_prompt
+from nnm_core.model.load import LoadedModel, ModelSettings, load_model
+from nnm_core.model.prompt import DEFAULT_SYSTEM, QUESTION_HEADER, PromptFormat, PromptMessage, Segment, question_prompt
+from nnm_core.records import Memory
+from nnm_core.states.capture import capture, place
+from nnm_core.states.state import PlacedState, State
 
 PLACES_PER_BATCH = {"cpu": 6144, "cuda": 98304}
 SETTINGS = ("one needed", "two needed")
@@ -109,22 +112,20 @@ def main() -> None:
     torch.set_grad_enabled(False)
     data = load_questions(_file(arguments.data))
     report: dict[str, Any] = {"arms": {}}
-    with NNM.open(arguments.model, device=arguments.device, dtype=arguments.dtype) as engine:
-        bench = Bench(engine, arguments.composers, arguments.ratio, arguments.max_tokens)
-        for count in arguments.memories:
-            for setting in arguments.settings:
-                prompts = list(draw(data, arguments.questions, count, two=setting == SETTINGS[1], seed=arguments.seed))
-                started = time.perf_counter()
-                rows = measured(bench.run(prompts), prompts)
-                if setting == SETTINGS[0]:
-                    add_times(rows, bench.first_token(prompts[:: max(1, len(prompts) // 4)][:4], arguments.repeats))
-                report["arms"] |= {f"{name}, {count} memories, {setting}": row for name, row in rows.items()}
-                console.print(
-                    table(rows, f"{count} memories, {setting}, {len(prompts)} questions: {engine.model.name}")
-                )
-                console.print(f"{time.perf_counter() - started:.0f} s")
-        chosen = ("memories", "questions", "composers", "settings", "ratio", "max_tokens", "seed", "repeats")
-        report["config"] = environment(engine.model) | {"data": data.name} | {k: getattr(arguments, k) for k in chosen}
+    model = load_model(arguments.model, ModelSettings(device=arguments.device, dtype=arguments.dtype))
+    bench = Bench(model, arguments.composers, arguments.ratio, arguments.max_tokens)
+    for count in arguments.memories:
+        for setting in arguments.settings:
+            prompts = list(draw(data, arguments.questions, count, two=setting == SETTINGS[1], seed=arguments.seed))
+            started = time.perf_counter()
+            rows = measured(bench.run(prompts), prompts)
+            if setting == SETTINGS[0]:
+                add_times(rows, bench.first_token(prompts[:: max(1, len(prompts) // 4)][:4], arguments.repeats))
+            report["arms"] |= {f"{name}, {count} memories, {setting}": row for name, row in rows.items()}
+            console.print(table(rows, f"{count} memories, {setting}, {len(prompts)} questions: {model.name}"))
+            console.print(f"{time.perf_counter() - started:.0f} s")
+    chosen = ("memories", "questions", "composers", "settings", "ratio", "max_tokens", "seed", "repeats")
+    report["config"] = environment(model) | {"data": data.name} | {k: getattr(arguments, k) for k in chosen}
     write_json(arguments.json, report)
     if arguments.plot:
         save_plot(report, arguments.plot)
@@ -167,24 +168,38 @@ def _partner(asked: Sequence[Question], number: int) -> Question:
 
 
 class Bench:
-    """Answers prompts with every arm, in batches."""
+    """Answers prompts with every arm, in batches.
 
-    def __init__(self, engine: NNM, chosen: Sequence[str], ratio: float, max_tokens: int) -> None:
-        self.engine, self.max_tokens = engine, max_tokens
+    States are kept in RAM by hand, as the engine's store would: each passage behind the canonical left context.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        chosen: Sequence[str],
+        ratio: float,
+        max_tokens: int,
+        *,
+        system: str | None = DEFAULT_SYSTEM,
+    ) -> None:
+        self.model, self.max_tokens, self.system = model, max_tokens, system
         self.composers = [composer(name) for name in dict.fromkeys((NAIVE, *chosen))]
         self.composers = [replace(c, ratio=ratio) if isinstance(c, Repair) else c for c in self.composers]
-        refused = [reason for c in self.composers if (reason := c.refusal(engine.model))]
+        refused = [reason for c in self.composers if (reason := c.refusal(model))]
         if refused:
             raise SystemExit("; ".join(refused))
+        self._format = PromptFormat(model.tokenizer)
+        self._left_ids = self._format.left_context(system)
+        self._left = place(model, capture(model, [self._left_ids])[0], 0)
+        self._states: dict[str, State] = {}
+        self._budget = PLACES_PER_BATCH.get(model.device.type, PLACES_PER_BATCH["cpu"])
 
     def run(self, prompts: Sequence[Prompt]) -> dict[str, Outcome]:
         """Every arm's outcome, in the order of the prompts."""
         self._ingest({memory.id: memory.text for prompt in prompts for memory in prompt.memories})
-        self.engine.answer(prompts[0].question, memories=[prompts[0].memories[0].id], max_tokens=1)  # left context
         found: dict[str, dict[int, tuple[str, float]]] = {}
         lengths = [sum(len(memory.text) // 4 + 4 for memory in prompt.memories) + 80 for prompt in prompts]
-        budget = PLACES_PER_BATCH.get(self.engine.model.device.type, PLACES_PER_BATCH["cpu"])
-        for batch in padded_batches(lengths, budget):
+        for batch in track(list(padded_batches(lengths, self._budget)), "Answering", transient=True):
             for name, answers in self._batch([prompts[index] for index in batch]):
                 found.setdefault(name, {}).update(zip(batch, answers, strict=True))
         return {
@@ -193,42 +208,55 @@ class Bench:
         }
 
     def _ingest(self, texts: Mapping[str, str]) -> None:
-        """Read passages that are not there yet. Nothing is searched here, so any vectors will do."""
-        known = {memory.id for memory in self.engine.get(list(texts), missing="skip")}
-        new = {key: text for key, text in texts.items() if key not in known}
-        if new:
-            vectors = np.random.default_rng(0).normal(size=(len(new), self.engine._collection.dim))
-            self.engine.add(list(new.values()), ids=list(new), vectors=vectors.astype(np.float32), progress=True)
+        """Read passages that are not there yet."""
+        new = {key: self._format.memory_ids(text) for key, text in texts.items() if key not in self._states}
+        rows = list(new.items())
+        for batch in track(
+            list(padded_batches([len(ids) for _, ids in rows], self._budget)), "Reading", transient=True
+        ):
+            states = capture(self.model, [rows[index][1] for index in batch], self._left)
+            self._states.update(zip((rows[index][0] for index in batch), states, strict=True))
 
     def _batch(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str, list[tuple[str, float]]]]:
         controls = () if prompts[0].earlier else ((BARE, ""), (RANDOM, "strangers"))
         for name, given in ((READ, "memories"), *controls):
-            plans = [self._plan(prompt, getattr(prompt, given) if given else (), read=True) for prompt in prompts]
-            yield name, self._answers(self._board(plans), None)
-        plans = [self._plan(prompt, prompt.memories) for prompt in prompts]
+            segments = [self._segments(prompt, getattr(prompt, given) if given else ()) for prompt in prompts]
+            yield name, self._answers(self._board([read_plan(row) for row in segments]), None)
+        plans = [self.plan(self._segments(prompt, prompt.memories)) for prompt in prompts]
         laid = self._board(plans)
         side = None
         for chosen in self.composers:
             if isinstance(chosen, Parallel):
-                side = side or self._board([parallel_plan(self._work(plan)) for plan in plans])
+                side = side or self._board([parallel_plan(self._work(plan, 0)) for plan in plans])
                 yield chosen.name, self._answers(side, chosen)
             else:
                 yield chosen.name, self._answers(Board.stack([laid]), chosen)
 
-    def _plan(self, prompt: Prompt, memories: Sequence[Memory], *, read: bool = False) -> Plan:
-        known = memories if read else self.engine.get([memory.id for memory in memories])
-        messages = prompt.messages(known, self.engine.system)
-        segments = self.engine._format.segments(messages)
-        if read:
-            return read_plan(segments)
-        request = Request(messages, (), "inject", "fast", DecodeSettings(), 0.0)
-        return self.engine._answerer.plan(segments, request)
+    def _segments(self, prompt: Prompt, memories: Sequence[Memory]) -> list[Segment]:
+        return self._format.segments(prompt.messages(memories, self.system))
 
-    def _work(self, plan: Plan) -> Composition:
-        return Composition(self.engine.model, plan, 0, self.engine._answerer._stored)
+    def plan(self, segments: Sequence[Segment]) -> Plan:
+        """The plan of ``policy="fast"``: the first memory is exact, the others are moved to their places."""
+        return make_plan(segments, "fast", self._exact, self._moved)
+
+    def _exact(self, segment: Segment, left: str, start: int) -> PlacedState | None:
+        if segment.ids == self._left_ids:
+            return self._left
+        state = self._stored(segment)
+        return place(self.model, state, start) if state is not None and state.left == left else None
+
+    def _moved(self, segment: Segment, start: int) -> PlacedState | None:
+        state = self._stored(segment)
+        return None if state is None else place(self.model, state, start)
+
+    def _stored(self, segment: Segment) -> State | None:
+        return None if segment.memory is None else self._states[segment.memory.id].head(len(segment.ids))
+
+    def _work(self, plan: Plan, room: int) -> Composition:
+        return Composition(self.model, plan, room, self._stored)
 
     def _board(self, plans: Sequence[Plan]) -> Board:
-        return Board.stack([Board.of_plan(self.engine.model, plan, self.max_tokens) for plan in plans])
+        return Board.stack([Board.of_plan(self.model, plan, self.max_tokens) for plan in plans])
 
     def _answers(self, board: Board, chosen: Any) -> list[tuple[str, float]]:
         if isinstance(chosen, Repair | Parallel):
@@ -242,7 +270,7 @@ class Bench:
 
     def _decode(self, board: Board, logits: Tensor) -> list[str]:
         """Greedy answers of all rows together."""
-        model = self.engine.model
+        model = self.model
         stops = torch.tensor(sorted(model.eos_token_ids), device=logits.device)
         places, token = board.lengths.clone(), logits.argmax(-1)
         said = [token]
@@ -259,16 +287,19 @@ class Bench:
         return answers
 
     def first_token(self, prompts: Sequence[Prompt], repeats: int) -> dict[str, list[float]]:
-        """Seconds to the first token of single prompts through the engine, arms in turns."""
+        """Seconds to the first token of single prompts with their states in RAM, arms in turns."""
+        segments = [self._segments(prompt, prompt.memories) for prompt in prompts]
 
-        def ask(prompt: Prompt, **how: Any) -> float:
-            ids = [memory.id for memory in prompt.memories]
-            answer = self.engine.answer(prompt.question, memories=ids, max_tokens=1, **how)
-            return answer.receipt.seconds_to_first_token
+        def read(turn: int) -> None:
+            prefill(self.model, read_plan(segments[turn % len(segments)]), room=1)[1].argmax().item()
 
-        arms: dict[str, Any] = {READ: lambda turn: ask(prompts[turn % len(prompts)], mode="read")}
+        def compose(turn: int, chosen: Composer) -> None:
+            plan = self.plan(segments[turn % len(segments)])
+            chosen.prefill(self._work(plan, 1)).logits.argmax().item()
+
+        arms: dict[str, Any] = {READ: lambda turn: timed(lambda: read(turn))}
         for chosen in self.composers:
-            arms[chosen.name] = lambda turn, c=chosen: ask(prompts[turn % len(prompts)], policy="fast", composer=c)
+            arms[chosen.name] = lambda turn, c=chosen: timed(lambda: compose(turn, c))
         side_by_side(arms, 1)  # warm up
         return side_by_side(arms, max(repeats, 1))
 

@@ -49,11 +49,13 @@ def squad(tmp_path: Path) -> Path:
 def test_answers_on_the_board_are_those_of_the_engine(program: ModuleType, squad: Path) -> None:
     prompts = list(program.draw(load_questions(squad), 3, 3, two=False, seed=0))
     with NNM.open(tiny_reader(), system=None) as nnm:
-        found = program.Bench(nnm, names(), 0.3, 5).run(prompts)
+        nnm.add([m.text for p in prompts for m in p.memories], ids=[m.id for p in prompts for m in p.memories])
+        bench = program.Bench(nnm.model, names(), 0.3, 5, system=None)
+        found = bench.run(prompts)
         for name in ("read", *names()):
             how = {"mode": "read"} if name == "read" else {"policy": "fast"}
             for prompt, said, share in zip(prompts, found[name].answers, found[name].shares, strict=True):
-                chosen = next((c for c in program.Bench(nnm, names(), 0.3, 5).composers if c.name == name), None)
+                chosen = next((c for c in bench.composers if c.name == name), None)
                 ids = [memory.id for memory in prompt.memories]
                 answer = nnm.answer(prompt.question, memories=ids, max_tokens=5, composer=chosen, **how)
                 assert said == answer.text.strip()
