@@ -94,7 +94,8 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
         ),
         Program(
             "index_speed", "Search among many memories",
-            ("python", "benchmarks/index_speed.py", *_n(quick, "", "")), 240, alone=True,
+            ("python", "benchmarks/index_speed.py",
+             *_n(quick, "--memories 20000 --questions 100", "--memories 500 --questions 5")), 200, alone=True,
         ),
     ]  # fmt: skip
 

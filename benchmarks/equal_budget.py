@@ -39,7 +39,7 @@ from nnm_core import NNM
 from nnm_core.demo import dataset
 from nnm_core.errors import ContextOverflowError
 from nnm_core.evaluation.answers import contains_answer, exact_match, f1
-from nnm_core.evaluation.benchmark import environment, parser
+from nnm_core.evaluation.benchmark import environment, inject_always, parser
 from nnm_core.evaluation.compare.arms import keeper
 from nnm_core.evaluation.compare.questions import Question
 from nnm_core.evaluation.datasets.load import load_questions
@@ -349,6 +349,7 @@ def _engine(options: argparse.Namespace) -> Iterator[NNM]:
     with tempfile.TemporaryDirectory(prefix="nnm-equal-") as folder:
         path = options.store or Path(folder)
         with NNM.open(options.model, path=path, device=options.device, rebuild=True) as engine:
+            inject_always(engine)
             yield engine
 
 

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from nnm_core import NNM
 from nnm_core.demo.dataset import passages, questions
+from nnm_core.evaluation.benchmark import inject_always
 from nnm_core.injection.plan import Plan, make_plan, read_plan
 from nnm_core.injection.prefill import prefill
 from nnm_core.model.prompt import question_prompt
@@ -67,6 +68,7 @@ def main() -> None:
     prompts = singles[: options.prompts]
     chains = _chains(singles, options.chains, generator)
     with NNM.open(options.model) as nnm:
+        inject_always(nnm)
         texts = sorted({text for prompt in [*prompts, *chains] for text in prompt.texts})
         nnm.add(texts, ids=[str(index) for index in range(len(texts))], progress=True)
         ids = {text: str(index) for index, text in enumerate(texts)}

@@ -33,7 +33,7 @@ from rich.table import Table
 from nnm_core import NNM, Message
 from nnm_core.demo import dataset
 from nnm_core.evaluation.answers import contains_answer, exact_match
-from nnm_core.evaluation.benchmark import environment, parser
+from nnm_core.evaluation.benchmark import environment, inject_always, parser
 from nnm_core.evaluation.compare.questions import Question
 from nnm_core.evaluation.datasets.load import load_questions
 from nnm_core.evaluation.rag import plain_prompt
@@ -189,6 +189,7 @@ def main() -> None:
     options = _options()
     questions, passages = _data(options)
     with NNM.open(options.model, device=options.device) as engine:
+        inject_always(engine)
         experiment = Experiment(engine, options)
         arms = experiment.layout(questions, passages)
         needles = experiment.truncation(sorted(passages.values()))

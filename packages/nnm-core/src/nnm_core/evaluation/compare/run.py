@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nnm_core.errors import ContextOverflowError, InvalidInputError
-from nnm_core.evaluation.benchmark import environment
+from nnm_core.evaluation.benchmark import environment, inject_always
 from nnm_core.evaluation.compare.arms import LABELS, ArmSettings, Ask, keeper, make_arms
 from nnm_core.evaluation.compare.items import Item
 from nnm_core.evaluation.compare.questions import Question
@@ -100,6 +100,8 @@ def compare(
     if not memories or not questions:
         raise InvalidInputError("There is nothing to compare.", hint="Give at least one document and one question.")
     with ExitStack() as stack:
+        stack.callback(setattr, engine, "planner", engine.planner)
+        inject_always(engine)
         found = retriever
         if found is None:
             found = default_retriever()
