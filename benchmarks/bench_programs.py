@@ -72,7 +72,8 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
         ),
         Program(
             "ttft", "Time to the first token",
-            ("python", "benchmarks/ttft.py", *_n(quick, "--repeats 5", "--repeats 1 --lengths 100 200")),
+            ("python", "benchmarks/ttft.py",
+             *_n(quick, "--repeats 5 --lengths 250 500 1000 2000", "--repeats 1 --lengths 100 200")),
             420, alone=True, plot=True,
         ),
         Program(
