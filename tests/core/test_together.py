@@ -35,7 +35,11 @@ def test_a_batch_gives_the_answers_of_one_by_one(family: str) -> None:
             together = nnm.answer_batch(QUESTIONS, k=2, max_tokens=12, mode=mode)
             assert [a.token_ids for a in together] == [a.token_ids for a in alone]
             assert [a.text for a in together] == [a.text for a in alone]
-            assert [a.hits for a in together] == [a.hits for a in alone]
+            assert [[hit.memory for hit in a.hits] for a in together] == [[hit.memory for hit in a.hits] for a in alone]
+            # Scores differ in the last digits from one search to the next: distances are sums of float32.
+            assert [hit.score for a in together for hit in a.hits] == pytest.approx(
+                [hit.score for a in alone for hit in a.hits], abs=1e-5
+            )
             for one, other in zip(together, alone, strict=True):
                 assert one.receipt.tier == other.receipt.tier
                 assert one.receipt.tokens_generated == other.receipt.tokens_generated

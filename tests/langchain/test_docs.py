@@ -32,7 +32,7 @@ def code_of(page: Path) -> str:
 
 
 @pytest.fixture
-def bundled(reader: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def bundled(reader: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`NNM.open` with one loaded model, a stand-in for a Qdrant server, and everything closed in the end."""
     original = NNM.open
     loop = asyncio.new_event_loop()  # LlamaIndex asks for "the" loop outside of any and would leave one unclosed
@@ -47,6 +47,7 @@ def bundled(reader: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
             return stack.enter_context(original(reader if model == "nnm-mini" else model, *args, **options))
 
         monkeypatch.setattr(NNM, "open", open_reader)
+        monkeypatch.setattr("nnm_core.injection.costs.platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
         yield
 
 

@@ -64,9 +64,9 @@ def test_an_index_embeds_each_text_once_and_captures_each_text_once(
         embedded.extend(texts)
         return encode(self, texts, *args, **kwargs)
 
-    def counted_capture(model: Any, rows: Any, *args: Any) -> Any:
+    def counted_capture(model: Any, rows: Any, *args: Any, **kwargs: Any) -> Any:
         captured.append(len(rows))
-        return capture(model, rows, *args)
+        return capture(model, rows, *args, **kwargs)
 
     monkeypatch.setattr(embedder, "encode", counted)
     monkeypatch.setattr(ingest, "capture", counted_capture)
