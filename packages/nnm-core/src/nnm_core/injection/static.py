@@ -155,6 +155,7 @@ class StaticForward:
             if like.is_cuda and need > _SHARE * torch.cuda.get_device_properties(like.device).total_memory:
                 return False
             self._steps.clear()
+            self._pool = None  # graphs' memory is gone with the last of them
             self._block = None
             with torch.inference_mode(False):  # so that the buffers can also be written outside of it
                 shape = (model.layers, 2, heads, places, dim)
