@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 
 import pytest
@@ -10,6 +11,7 @@ from tests.core.families import FAMILIES, loaded, random_ids
 from tests.core.reading import distance, read_again, read_logits
 from torch import Tensor, nn
 
+from nnm_core.injection.norms import fused_norms, same_as_fused
 from nnm_core.injection.prefill import forward, load
 from nnm_core.injection.split_attention import SplitAttention, visible
 from nnm_core.injection.static import StaticForward, bucket, unfit
@@ -169,3 +171,14 @@ def test_a_host_state_is_the_placed_state(name: str) -> None:
     assert found.length == expected.length == len(LEFT) + 33
     for one, other in zip(found.placed, expected.placed, strict=True):
         torch.testing.assert_close(one.view(), other.view(), rtol=0, atol=0)
+
+
+def test_a_norm_is_fused_only_if_it_is_the_same() -> None:
+    norm = loaded("llama").hf.get_submodule("model.norm")
+    assert same_as_fused(norm)
+    shifted = copy.deepcopy(norm)
+    shifted.forward = lambda x: norm(x) + x * 0.1  # e.g. a weight that is counted from one
+    assert not same_as_fused(shifted)
+    before = norm.forward
+    with fused_norms(loaded("llama").hf):
+        assert norm.forward == before  # not on a GPU

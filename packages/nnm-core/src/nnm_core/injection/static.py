@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from nnm_core.injection.norms import fused_norms
 from nnm_core.injection.split_attention import SplitAttention, visible
 from nnm_core.model.attention import intervene, intervened
 from nnm_core.model.load import LoadedModel
@@ -288,7 +289,7 @@ def _pass(model: LoadedModel, cache: PlacedCache, inputs: Tensor, reach: int) ->
     ids, positions, last = inputs[None, :width], inputs[width:-1], inputs[-1:]
     mask = visible(positions, reach, model.dtype)
     keep = {"logits_to_keep": last} if keeps_logits(model.hf) else {}
-    with _fixed(cache, positions, reach), intervene(SplitAttention(mask)):
+    with _fixed(cache, positions, reach), fused_norms(model.hf), intervene(SplitAttention(mask)):
         logits = model.hf(
             input_ids=ids,
             position_ids=positions[None],

@@ -58,7 +58,8 @@ class Rotary:
     def rotate(self, states: Tensor, tables: Tables) -> Tensor:
         """Rotate queries or keys [batch, heads, tokens, head_dim]; dimensions past `width` pass through."""
         cos, sin = tables
-        turned = self.apply(states[..., : self.width], states[..., : self.width], cos, sin)[0]
+        rotated = states[..., : self.width]
+        turned = self.apply(rotated, rotated[:1, :1], cos, sin)[0]  # it always rotates two tensors
         return turned if self.width == states.shape[-1] else torch.cat([turned, states[..., self.width :]], dim=-1)
 
 

@@ -21,7 +21,7 @@ from nnm_core.states.cache import PlacedCache
 from nnm_core.states.state import LayerStates, PlacedState, State
 
 # Copies of this size use the whole bus; larger ones only delay the first layer.
-GROUP_BYTES = 16 * 2**20
+GROUP_BYTES = 32 * 2**20
 
 
 class HostState(PlacedState):
@@ -34,7 +34,6 @@ class HostState(PlacedState):
 
     def __init__(self, model: LoadedModel, state: State, start: int) -> None:
         # The base is frozen, and its `layers` are computed here only if somebody asks for them.
-        object.__setattr__(self, "name", state.chain)
         object.__setattr__(self, "length", len(state.token_ids))
         object.__setattr__(self, "origin", state.origin)
         object.__setattr__(self, "state", state)
@@ -44,6 +43,11 @@ class HostState(PlacedState):
     state: State
     start: int
     _model: LoadedModel
+
+    @cached_property
+    def name(self) -> str:
+        """`chain` of the context that ends with these tokens; hashing them is left until somebody asks."""
+        return self.state.chain
 
     @cached_property
     def layers(self) -> tuple[LayerStates, ...]:
@@ -69,9 +73,10 @@ class HostState(PlacedState):
         turn = Turn(self._model.positions, start, self.length)
         with staging_of(self._model).use(cache) as staging:
             for first, block in staging.bring(self.state, self._model.device):
-                keys, values = block[:, 0, :, : self.length], block[:, 1, :, : self.length]
-                cache.write(first, turn(first, keys), values, start)
-                staging.mark(cache, first, len(block))
+                with staging.placing(block):
+                    keys, values = block[:, 0, :, : self.length], block[:, 1, :, : self.length]
+                    cache.write(first, turn(first, keys), values, start)
+                    staging.mark(cache, first, len(block))
         cache.advance(start + self.length)
 
 
@@ -89,10 +94,11 @@ def staging_of(model: LoadedModel) -> Staging:
 
 
 class Staging:
-    """A stream for copies and two pinned buffers, used by one thread at a time."""
+    """A stream for copies, one for rotating what has come, and two pinned buffers; used by one thread at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.places = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._lock = threading.Lock()
         self._pinned: list[Tensor] = []
         self._free: list[torch.cuda.Event] = []
@@ -101,21 +107,33 @@ class Staging:
     def use(self, cache: PlacedCache) -> Iterator[Staging]:
         """Inside the block work goes to the copy stream, behind all that was enqueued before."""
         with self._lock:
-            if self.stream is None:
+            if self.stream is None or self.places is None:
                 yield self
                 return
             main = torch.cuda.current_stream()
-            self.stream.wait_stream(main)  # what used the buffers before must be done with them
+            for stream in (self.stream, self.places):
+                stream.wait_stream(main)  # what used the buffers before must be done with them
             with torch.cuda.stream(self.stream):
                 yield self
             if any(layer.ready is None for layer in cache.placed):
-                main.wait_stream(self.stream)
+                main.wait_stream(self.places)
+
+    @contextmanager
+    def placing(self, block: Tensor) -> Iterator[None]:
+        """Inside the block work goes to another stream, behind the copy of `block`: the bus need not wait for it."""
+        if self.stream is None or self.places is None:
+            yield
+            return
+        self.places.wait_stream(self.stream)
+        block.record_stream(self.places)
+        with torch.cuda.stream(self.places):
+            yield
 
     def mark(self, cache: PlacedCache, first: int, layers: int) -> None:
         """Tell the layers ``first ...`` that what was enqueued so far completes them."""
         for layer in cache.placed[first : first + layers]:
             if layer.ready is not None:
-                layer.ready.record(self.stream)
+                layer.ready.record(self.places)
 
     def bring(self, state: State, device: torch.device) -> Iterator[tuple[int, Tensor]]:
         """Groups of layers on `device`: index of the first, [layers, 2, kv_heads, tokens or more, head_dim]."""
