@@ -23,7 +23,7 @@ PROJECTS := $(wildcard packages/*/pyproject.toml)
 CORE     := packages/nnm-core packages/nnm-mini
 SOURCES  := packages/nnm-core/src packages/nnm-mini/src packages/langchain-nnm/langchain_nnm \
             packages/llamaindex-nnm/llamaindex_nnm
-PROGRAMS := benchmarks examples
+PROGRAMS := benchmarks examples packages/nnm-mini/training packages/nnm-mini/training/recipe
 
 PYTEST_ARGS ?= -n auto --dist loadfile
 EXAMPLES    := $(sort $(wildcard examples/*.py))
@@ -52,7 +52,7 @@ format: $(VENV)/.lint  ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(VENV)/.dev  ## mypy --strict over the packages, benchmarks and examples
+types: $(VENV)/.dev  ## mypy --strict over the packages, benchmarks, examples and training
 	$(BIN)/mypy $(SOURCES) $(wildcard $(PROGRAMS:%=%/*.py))
 
 bench: $(VENV)/.dev  ## every measurement: docs/results.md from out/bench; DATA=folder, QUICK=1, AGAIN=1

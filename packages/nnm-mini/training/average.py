@@ -72,7 +72,7 @@ def main() -> None:
     for part in args.parts:
         folder, _, share = part.rpartition("=")
         for name, value in load_stored(Path(folder)).items():
-            total[name] = total.get(name, np.zeros_like(value)) + np.float32(share) * value
+            total[name] = (total.get(name, np.zeros_like(value)) + np.float32(share) * value).astype(np.float32)
     checksum = write(total, source, args.tokenizer, args.out)
     if args.decline_shift and args.data:
         from tokenizers import Tokenizer

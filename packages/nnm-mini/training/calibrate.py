@@ -51,7 +51,8 @@ class Probe:
     def __init__(self, folder: Path, device: str) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder).to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(folder)
+        self.model = model.to(device).eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.device = device
         self.decline = int(self.tokenizer(f" {DONT_KNOW}", add_special_tokens=False)["input_ids"][0])

@@ -21,7 +21,7 @@ SHARD_TOKENS = 300_000
 BATCH = 256
 
 
-def save(path: Path, tokens: list[np.ndarray]) -> None:  # type: ignore[type-arg]  # uint16 throughout
+def save(path: Path, tokens: list[np.ndarray]) -> None:
     """Write a token file atomically."""
     if not tokens:
         return
@@ -36,7 +36,7 @@ def work(args: argparse.Namespace, worker: int) -> None:
     """One process: every `processes`-th document of every file."""
     tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
     blocked = blocklist(args.data)
-    kept: dict[str, list[np.ndarray]] = {"text": [], "held-out": []}  # type: ignore[type-arg]  # uint16 throughout
+    kept: dict[str, list[np.ndarray]] = {"text": [], "held-out": []}
     shards = 0
 
     def take(batch: list[Document]) -> None:

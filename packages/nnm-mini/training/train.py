@@ -84,7 +84,8 @@ class Trainer:
 
     def synchronise(self, clock: float) -> None:
         """Agree with the other ranks on the time and on which rows are loaded."""
-        for pool in (self.text, *self.pools.values()):
+        pools: list[TextPool | RowPool] = [self.text, *self.pools.values()]
+        for pool in pools:
             pool.refresh()
         keys = [(name, length) for name in self.pools for length in self.lengths]
         if (self.work / "end").exists() and self.stage == list(self.settings["stages"])[-1]:
@@ -156,7 +157,7 @@ class Trainer:
         means = []
         for part in parts:
             loss, mean = self.losses(part, text_only)
-            (loss / len(parts)).backward()  # type: ignore[no-untyped-call]  # torch's stub
+            (loss / len(parts)).backward()
             means.append(mean)
         return torch.stack(means).mean(0)
 
@@ -256,7 +257,8 @@ class Trainer:
         while not (self.text.refresh() or self.text.rows(self.lengths[0])):
             time.sleep(0.3)
         began = saved = checked = time.time()
-        tokens, recent = 0, []
+        tokens = 0
+        recent: list[Tensor] = []
         while True:
             if self.step % _SYNC_EVERY == 0 or not recent:
                 self.synchronise(clock)

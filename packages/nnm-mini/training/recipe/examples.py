@@ -273,8 +273,8 @@ class Builder:
             [rng.randint(2, 6), rng.randint(7, 16), rng.randint(17, 40), rng.randint(41, 80)], [3, 3.5, 2.5, 1]
         )[0]
         notes = 1 if rng.random() < 0.55 else rng.randint(2, 6)
-        texts, known = [], []
-        facts = []
+        texts: list[str] = []
+        facts: list[Fact] = []
         for _ in range(notes):
             text, more = self.generator.note(self._mixed_facts(max(1, size // notes)))
             if not {fact.key for fact in more} & {fact.key for fact in facts}:

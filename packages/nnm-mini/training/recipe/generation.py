@@ -106,7 +106,8 @@ class Answerer:
 
         def turn(keys: Tensor) -> Tensor:
             first, second = keys.chunk(2, -1)
-            return keys * cosine[0] + torch.cat([-second, first], -1) * sine[0]
+            turned: Tensor = keys * cosine[0] + torch.cat([-second, first], -1) * sine[0]
+            return turned
 
         return turn
 
@@ -155,8 +156,8 @@ def perplexity(
         windows += [ids[at : at + length + 1] for at in range(0, len(ids) - length, length)]
     total = 0.0
     for start in range(0, len(windows), batch):
-        ids = torch.tensor(windows[start : start + batch], device=model.device)
-        logits = model(input_ids=ids[:, :-1]).logits.float()
-        total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"))
+        rows = torch.tensor(windows[start : start + batch], device=model.device)
+        logits = model(input_ids=rows[:, :-1]).logits.float()
+        total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="sum"))
     tokens = len(windows) * length
     return {"perplexity": round(float(torch.tensor(total / max(1, tokens)).exp()), 3), "tokens": tokens}

@@ -6,8 +6,8 @@ Weights are fp32, activations bf16 on a GPU. `transformers` names of the weights
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,8 @@ class Reader(nn.Module):
         self.shape = shape
         self.embedding = nn.Parameter(torch.randn(shape.vocabulary, shape.hidden) * 0.02)
         self.final_norm = nn.Parameter(torch.ones(shape.hidden))
-        self.blocks = nn.ModuleList([Block(shape) for _ in range(shape.layers)])
+        # A ModuleList does not say what is in it.
+        self.blocks = cast("Sequence[Block]", nn.ModuleList([Block(shape) for _ in range(shape.layers)]))
 
 
 def rms(x: Tensor, gain: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def block(x: Tensor, cosine: Tensor, sine: Tensor, mask: Any, head_dim: int, *we
         repeat = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-    return rest_of_block(x, attended, weights)  # type: ignore[arg-type]  # flex attention returns one tensor here
+    return rest_of_block(x, attended, weights)
 
 
 def head_loss(x: Tensor, norm: Tensor, embedding: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

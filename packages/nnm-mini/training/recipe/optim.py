@@ -27,7 +27,8 @@ def orthogonal(gradient: Tensor, momentum: Tensor) -> Tensor:
     for _ in range(5):
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * (square @ square)) @ x
-    return x.mT.float()
+    direction: Tensor = x.mT.float()
+    return direction
 
 
 class Optimiser:

@@ -90,7 +90,7 @@ class RowPool:
             for file in sorted(self.folder.glob("*.npz"), key=lambda f: (f.stat().st_mtime_ns, f.name))
             if file not in self.files
         ]
-        found: dict[int, list[dict[str, np.ndarray]]] = {}  # type: ignore[type-arg]  # arrays of several dtypes
+        found: dict[int, list[dict[str, np.ndarray]]] = {}
         for file in new:
             self.files.add(file)
             self.seen += 1
