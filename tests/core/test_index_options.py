@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from tests.core.families import loaded
 
 from nnm_core import NNM
+from nnm_core.embedding.whitening import SufficientStatistics, Whitening
 from nnm_core.errors import InvalidInputError, StoreMismatchError
 from nnm_core.storage.index import Point, open_index
 
@@ -138,6 +140,26 @@ def test_layers_are_measured_and_the_choice_is_kept(tmp_path: Path) -> None:
     with NNM.open(model, tmp_path) as nnm:
         assert nnm._collection.embedder.settings == chosen
         assert nnm._collection.journal.get_setting("layers")["by_rule"] == list(profile.by_rule)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_what_was_fitted_to_another_embedding_is_fitted_anew(tmp_path: Path, *, tokens: bool) -> None:
+    model = loaded("qwen3")
+    with NNM.open(model, tmp_path, tokens=tokens) as nnm:
+        nnm.add(TEXTS, ids=list(WORDS))
+        settings = nnm._collection.embedder.settings
+        nnm._collection.choose_embedding(replace(settings, layers=(0,)))
+        nnm._reread()
+        raw = np.stack([row for row in nnm.vectors(WORDS) if row is not None])
+        statistics = SufficientStatistics(raw.shape[1])
+        statistics.add(raw.astype(np.float32))
+        expected = Whitening.fit(statistics).transform(raw)
+        np.testing.assert_allclose(nnm.comparable(raw), expected, atol=1e-4)
+        hits = nnm.search(TEXTS[1], k=3)
+        assert hits[0].memory.id == "fox"
+        assert ("tokens" in hits[0].parts) == tokens
+    with NNM.open(model, tmp_path) as nnm:
+        assert [hit.parts for hit in nnm.search(TEXTS[1], k=3)] == [pytest.approx(hit.parts, rel=1e-3) for hit in hits]
 
 
 def test_layers_need_texts() -> None:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 
 from nnm_core.embedding.kv_embedding import KVEmbedder
 from nnm_core.embedding.settings import EmbeddingSettings
-from nnm_core.embedding.tokens import SparseEncoder, SparseSettings
-from nnm_core.embedding.whitening import SufficientStatistics, Whitening
 from nnm_core.errors import IndexDamagedError, InvalidInputError, StoreMismatchError
 from nnm_core.model.load import LoadedModel
 from nnm_core.recall.by_vector import searching_parts
@@ -29,17 +25,17 @@ from nnm_core.state_store import StateStore
 from nnm_core.states.codecs import DEFAULT, Codec, Reader, make_codec
 from nnm_core.states.state import PlacedState, State
 from nnm_core.storage.blobs import BlobStore, open_blobs
-from nnm_core.storage.index import Point, SparseVector, VectorIndex, open_index
+from nnm_core.storage.index import VectorIndex, open_index
 from nnm_core.storage.journal import Journal
 from nnm_core.storage.journal_records import Entry, Removal, StateRef, Write
 from nnm_core.storage.lock import NamespaceLock
 from nnm_core.storage.paths import make_private_directory, namespace_directory
 from nnm_core.storage.recovery import carry_out, recover
-from nnm_core.token_level import FIT_FROM, TokenLevel
+from nnm_core.token_level import TokenLevel
+from nnm_core.transforms import Transforms, Vectors
 
 logger = logging.getLogger(__name__)
 
-Vectors = NDArray[np.float32]
 _BATCH = 512
 _FIRST_FIT = 16
 # The choice of search weights embeds 64 documents again: from here on that is a small part of what they cost anyway.
@@ -125,7 +121,7 @@ class Collection:
         self.states = StateStore(self.blobs, self._choose_codec(), Reader(self.model, self._left))
         self.index, damaged = self._open_index()
         self._open.append(lambda: self.index.close())
-        self._load_transforms()
+        self._load_transforms(fresh=self.needs_rereading)
         recovery = recover(self.journal, self.index, self.blobs)
         torn = damaged or recovery.missing_points or self.journal.get_setting("reindexing", default=False)
         if torn and not self.needs_rereading:
@@ -144,6 +140,15 @@ class Collection:
         self.journal.set_setting("embedding", settings.to_json())
         self.embedder = KVEmbedder(self.model, settings)
         self.needs_rereading = True
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """An empty index for vectors of another kind, and nothing that was fitted to the old ones."""
+        self._load_index_options()
+        self.index.close()
+        folder, options = self._index_place()
+        self.index = open_index(folder, **options, fresh=True)
+        self._load_transforms(fresh=True)
 
     def _choose_codec(self) -> Codec:
         """The codec asked for, else the namespace's own. States in another form are converted when they are used."""
@@ -248,11 +253,7 @@ class Collection:
         self.journal.set_setting("foreign_dim", dim)
         self.journal.set_setting("whitening", None)
         self.foreign_dim = dim
-        self._load_index_options()
-        self.index.close()
-        folder, options = self._index_place()
-        self.index = open_index(folder, **options, fresh=True)
-        self._load_transforms()
+        self._begin_anew()
 
     def close(self) -> None:
         """Release files and the lock, in the reverse order of opening."""
@@ -261,20 +262,20 @@ class Collection:
 
     # -- transforms ---------------------------------------------------------------------------------------------
 
-    def _load_transforms(self) -> None:
-        saved = self.journal.get_setting("whitening")
-        fits = saved is not None and not self.needs_rereading
-        self.whitening = Whitening.from_arrays(load_arrays(saved)) if fits else Whitening.identity(self.dim)
-        # The word side is kept whole: another release's defaults must not mix with what is in the index.
-        words = self.journal.get_setting("sparse")
-        self.sparse = SparseEncoder(self.model.tokenizer, SparseSettings.from_dict(words) if words else None)
-        if words is None:
-            self.journal.set_setting("sparse", self.sparse.settings.to_dict())
+    def _load_transforms(self, *, fresh: bool = False) -> None:
+        self.transforms = Transforms(
+            self.journal,
+            self.model.tokenizer,
+            dim=self.dim,
+            foreign=self.foreign_dim is not None,
+            token_level=self.token_level,
+            fresh=fresh,
+        )
         search = self.journal.get_setting("search")
         self.searcher = Searcher(
             self.index,
             dense=self.dense_query if self.foreign_dim is None else None,
-            sparse=self.sparse_query,
+            sparse=self.transforms.words,
             tokens=None if self.token_level is None else self.token_level.query,
             settings=self._search_settings(search),
         )
@@ -287,17 +288,12 @@ class Collection:
 
     def dense_query(self, text: str) -> Vectors:
         """The query side of the engine's own vectors."""
-        made: Vectors = self.whitening.transform(self.embedder.encode([text], "query"))[0]
-        return made
-
-    def sparse_query(self, text: str) -> SparseVector:
-        """The query side of the sparse vectors."""
-        return self.sparse.query(text)
+        return self.transforms.dense(self.embedder.encode([text], "query")[0])
 
     def refit_if_grown(self) -> None:
         """Fit whitening and mean length anew when the collection has doubled; amortised linear in its size."""
         count = self.journal.live_count()
-        if count >= max(_FIRST_FIT, 2 * self.whitening.fitted_on):
+        if count >= max(_FIRST_FIT, 2 * self.transforms.fitted_on):
             self.reindex(refit=True)
 
     def reindex(self, *, refit: bool = False) -> None:
@@ -308,12 +304,13 @@ class Collection:
         """
         self.journal.set_setting("reindexing", True)
         if refit:
-            self._refit()
+            self.transforms.refit(self.journal.iter_raw(_BATCH))
         remake = False
         for batch in self.journal.iter_raw(_BATCH):
             entries = [entry for entry, _ in batch]
-            remake = remake or (refit and self._scale_tokens(entries))
-            self.index.upsert(self._points(entries, [vector for _, vector in batch], remake_tokens=remake))
+            remake = remake or (refit and self.transforms.scale_tokens(entries))
+            raw = [vector for _, vector in batch]
+            self.index.upsert(self.transforms.points(entries, raw, self.index, remake_tokens=remake))
         if refit and self.foreign_dim is None and self.journal.live_count() >= _CHOOSE_FROM:
             self._choose_weights()
         self.journal.set_setting("reindexing", False)
@@ -326,65 +323,12 @@ class Collection:
             [text for text, _ in known],
             np.stack([vector for _, vector in known]).astype(np.float32),
             embedder=self.embedder,
-            whitening=self.whitening,
-            sparse=self.sparse,
+            whitening=self.transforms.whitening,
+            sparse=self.transforms.sparse,
             base=self.searcher.settings,
         )
         self.searcher.settings = settings
         self.journal.set_setting("search", settings.to_dict())
-
-    def _refit(self) -> None:
-        statistics = SufficientStatistics(self.dim)
-        words = documents = 0
-        for batch in self.journal.iter_raw(_BATCH):
-            if self.foreign_dim is None:
-                statistics.add(np.stack([vector for _, vector in batch if vector is not None]).astype(np.float32))
-            words += sum(self.sparse.length(entry.memory.text) for entry, _ in batch)
-            documents += len(batch)
-        version = self.whitening.version + 1
-        if self.foreign_dim is None:
-            self.whitening = Whitening.fit(statistics, version=version)
-        else:  # other people's vectors are compared as they are
-            self.whitening = replace(Whitening.identity(self.dim, version=version), fitted_on=documents)
-        self.sparse = self.sparse.with_average_length(words / max(documents, 1))
-        self.journal.set_setting("whitening", save_arrays(self.whitening.to_arrays()))
-        self.journal.set_setting("sparse", self.sparse.settings.to_dict())
-
-    def _scale_tokens(self, entries: Sequence[Entry]) -> bool:
-        """Fit the token level's scale if it has none yet and these are enough; whether that was done."""
-        if self.token_level is None or self.token_level.fitted or len(entries) < FIT_FROM:
-            return False
-        self.token_level.fit([entry.memory.text for entry in entries])
-        return True
-
-    def _points(
-        self, entries: Sequence[Entry], raw: Sequence[NDArray[Any] | None], *, remake_tokens: bool = False
-    ) -> list[Point]:
-        present = [vector.astype(np.float32) for vector in raw if vector is not None]
-        dense = iter(self.whitening.transform(np.stack(present)) if present else ())
-        vectors = [None if vector is None else next(dense) for vector in raw]
-        tokens = self._token_vectors(entries, remake=remake_tokens)
-        return [self._point(*row) for row in zip(entries, vectors, tokens, strict=True)]
-
-    def _token_vectors(self, entries: Sequence[Entry], *, remake: bool) -> list[Vectors | None]:
-        """Those that the index has already, else made by the model; None everywhere without a token level."""
-        found: list[Vectors | None] = [None] * len(entries)
-        if self.token_level is None:
-            return found
-        if not remake:
-            known = self.index.retrieve([entry.point for entry in entries])
-            found = [None if point is None else point.tokens for point in known]
-        missing = [index for index, rows in enumerate(found) if rows is None]
-        made = self.token_level.documents([entries[index].memory.text for index in missing])
-        for index, rows in zip(missing, made, strict=True):
-            found[index] = rows
-        return found
-
-    def _point(self, entry: Entry, dense: Vectors | None, tokens: Vectors | None) -> Point:
-        payload = {"id": entry.memory.id, "metadata": dict(entry.memory.metadata)}
-        # A vector equal to the mean has no direction left; the index would refuse it.
-        dense = dense if dense is not None and dense.any() else None
-        return Point(entry.point, dense, self.sparse.document(entry.memory.text), tokens, payload)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -396,7 +340,7 @@ class Collection:
     def write(self, entries: Sequence[Entry], raw: Sequence[Vectors | None], states: Sequence[StoredState]) -> None:
         """Make pending `entries` live, after their states: first the vectors, then the journal's commit."""
         if self.journal.live_count() == 0:
-            self._scale_tokens(entries)
+            self.transforms.scale_tokens(entries)
         self.remove(self.journal.commit(self._indexed(entries, raw, states)))
 
     def rewrite(
@@ -412,7 +356,7 @@ class Collection:
         # Half precision is plenty for our own vectors; those of others are given back as they came.
         kind = np.float16 if self.foreign_dim is None else np.float32
         kept = [None if row is None else row.astype(kind) for row in raw]
-        self.index.upsert(self._points(entries, kept))
+        self.index.upsert(self.transforms.points(entries, kept, self.index))
         return [_write(entry, row, state) for entry, row, state in zip(entries, kept, states, strict=True)]
 
     def finish_rereading(self) -> None:
@@ -464,7 +408,7 @@ class Collection:
         or the vector is another embedder's.
         """
         if alpha is None and query.strip() and (vector is None or self.foreign_dim is None):
-            asked = None if vector is None else self.whitening.transform(vector[None])[0]
+            asked = None if vector is None else self.transforms.dense(vector)
             found = yield from self.searcher.searching(query, k, filter=filter, vector=asked)
         else:
             found = yield from self._searching_parts(query, k, filter, vector, 1.0 if alpha is None else alpha)
@@ -479,7 +423,7 @@ class Collection:
         if vector is not None:
             if len(vector) != self.dim and self.journal.live_count() == 0:
                 return []  # nothing has said yet how long vectors are here
-            dense = self.whitening.transform(vector[None])[0]
+            dense = self.transforms.dense(vector)
         elif alpha > 0 and self.foreign_dim is not None:
             raise InvalidInputError(
                 "This namespace has vectors of another embedder; a text alone cannot be compared with them.",
@@ -487,7 +431,7 @@ class Collection:
             )
         elif alpha > 0:
             dense = self.dense_query(query)
-        words = self.sparse_query(query) if alpha < 1 else None
+        words = self.transforms.words(query) if alpha < 1 else None
         hits = yield from searching_parts(dense=dense, sparse=words, alpha=alpha, limit=k, filter=filter)
         return hits
 

@@ -450,7 +450,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace):
             "tokens": self._collection.journal.token_count(),
             "bytes_states": self._collection.blobs.nbytes(),
             **self._tree.stats(),
-            "whitening_fitted_on": self._collection.whitening.fitted_on,
+            "whitening_fitted_on": self._collection.transforms.fitted_on,
             "model": self.model.name,
             "device": str(self.model.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),

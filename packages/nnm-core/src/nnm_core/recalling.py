@@ -105,7 +105,7 @@ class Recall:
             left=self._left(),
             states_of=lambda places: [self._placed(memories[i]) or self._read(memories[i].text) for i in places],
             read=self._read,
-            sparse=self._collection.sparse,
+            sparse=self._collection.transforms.sparse,
             count=count,
             base=replace(self.settings, heads=(), weights=RerankSettings().weights),
         )

@@ -54,7 +54,7 @@ class VectorFace:
         Cosines of these are what `search` ranks by; they change when the namespace is whitened anew.
         """
         self._check_open()
-        return self._collection.whitening.transform(np.asarray(vectors, dtype=np.float32))
+        return self._collection.transforms.whitening.transform(np.asarray(vectors, dtype=np.float32))
 
     def profile_layers(
         self,
