@@ -38,7 +38,7 @@ def real_nnm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     """Run the command line in an empty folder; returns exit code and output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    for name in ("NNM_MODEL", "NNM_PATH", "NNM_NAMESPACE", "NNM_DEVICE", "NNM_TRACEBACK"):
+    for name in ("NNM_MODEL", "NNM_PATH", "NNM_NAMESPACE", "NNM_DEVICE", "NNM_URL", "NNM_TRACEBACK"):
         monkeypatch.delenv(name, raising=False)
 
     def run(*arguments: str, stdin: bytes = b"") -> Ran:

@@ -28,9 +28,10 @@ def test_add_hands_ids_texts_and_metadata_to_the_engine(filled: Nnm) -> None:
 
 
 def test_the_options_reach_the_engine(nnm: Nnm) -> None:
-    nnm("add", "-", "--model", "m", "--path", "p", "--namespace", "n", "--device", "cpu", stdin=b"text")
-    options = {"model": "m", "path": Path("p"), "namespace": "n", "device": "cpu", "rebuild": False, "codec": None}
-    assert FakeNNM.calls[0] == ("open", options)
+    given = ("--model", "m", "--path", "p", "--namespace", "n", "--device", "cpu", "--url", "http://q:1")
+    nnm("add", "-", *given, stdin=b"text")
+    options = {"model": "m", "path": Path("p"), "namespace": "n", "device": "cpu", "url": "http://q:1"}
+    assert FakeNNM.calls[0] == ("open", {**options, "rebuild": False, "codec": None})
 
 
 def test_the_environment_sets_defaults(nnm: Nnm, monkeypatch: pytest.MonkeyPatch) -> None:

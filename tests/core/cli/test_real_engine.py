@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.core.cli.conftest import Nnm, Ran
 from tests.core.families import make
+from tests.core.storage.qdrant_http import qdrant_server
 from tests.core.tiny import byte_tokenizer, tiny_reader
 
 from nnm_core import NNM
@@ -186,3 +187,18 @@ def test_layers_are_shown_drawn_and_kept(cli: Nnm) -> None:
     assert Path("layers.png").read_bytes().startswith(b"\x89PNG")
     assert list(json.loads(Path("layers.json").read_text())["arms"]) == [f"layer {i}" for i in range(4)]
     fails(cli("layers", "--plot", "layers.xyz"), "xyz", ".png")
+
+
+@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
+def test_a_qdrant_server_and_its_key(cli: Nnm, monkeypatch: pytest.MonkeyPatch) -> None:
+    with qdrant_server() as server:
+        server.key = "k3y"
+        fails(cli("search", "the key", "--url", server.url), "401", "QDRANT_API_KEY")
+        monkeypatch.setenv("QDRANT_API_KEY", "k3y")
+        monkeypatch.setenv("NNM_URL", server.url)
+        assert stored(cli) == TEXTS
+        assert server.local.count("nnm-default").count == len(TEXTS)
+        ran = cli("stats", "--json", "-")
+        assert "k3y" not in ran.out + ran.err
+        assert cli("forget", "key", "--yes").code == 0
+        assert server.local.count("nnm-default").count == len(TEXTS) - 1

@@ -21,13 +21,17 @@ _COLLECTION = r"/collections/([^/?]+)"
 
 
 class Server:
-    """Answers `requests` (method and path of each is noted), each after `delay` seconds; `key` is its API key."""
+    """Answers `requests` (method and path of each is noted), each after `delay` seconds.
+
+    With a `key` it answers those only that send it.
+    """
 
     def __init__(self) -> None:
         self.local = QdrantClient(":memory:")
         self.requests: list[str] = []
         self.delay = 0.0
         self.broken = False
+        self.key = ""
         self.under_way = self.most_under_way = 0
         self.url = ""
         self._lock = threading.Lock()
@@ -103,16 +107,21 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
 
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            result = server.answer(self.command, self.path.partition("?")[0], json.loads(body) if body else {})
-            done = {"result": result, "status": "ok", "time": 0.0}
-            if self.path == "/":
-                result = done = {"title": "qdrant - vector search engine", "version": version("qdrant-client")}
+            status, done = 200, {"title": "qdrant - vector search engine", "version": version("qdrant-client")}
+            if self.path != "/":
+                status, done = self._answer(json.loads(body) if body else {})
             text = json.dumps(done, default=lambda value: value.model_dump()).encode()
-            self.send_response(500 if result is None else 200)
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)
+
+        def _answer(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+            if server.key not in ("", self.headers.get("api-key")):
+                return 401, {"status": {"error": "Must provide an API key"}, "time": 0.0}
+            result = server.answer(self.command, self.path.partition("?")[0], body)
+            return (500 if result is None else 200), {"result": result, "status": "ok", "time": 0.0}
 
         do_GET = do_PUT = do_POST = do_DELETE = _serve  # names of the standard library
 

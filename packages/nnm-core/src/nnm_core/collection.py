@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class StoreSettings:
         path: the store's root folder; None keeps everything in RAM.
         namespace: the compartment.
         url: address of a Qdrant server for the vectors; None uses the embedded index.
+        api_key: of that server; None takes QDRANT_API_KEY from the environment. Never stored, and not in the repr.
         state_quota: bytes of states to keep on disk, least recently used out first; None for no limit.
         codec: how states are kept (`nnm_core.states.codecs`); None for as they are, ``native`` in a new namespace.
         int8: keep vectors in a byte a number; None for as they are, 32 bits in a new namespace.
@@ -64,6 +65,7 @@ class StoreSettings:
     path: Path | None = None
     namespace: str = "default"
     url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     state_quota: int | None = None
     codec: str | None = None
     int8: bool | None = None
@@ -196,6 +198,7 @@ class Collection:
             "namespace": self.settings.namespace,
             "dim": self.dim,
             "url": self.settings.url,
+            "api_key": self.settings.api_key,
             "token_dim": None if self.token_level is None else self.token_level.dim,
             "eight_bits": self._int8,
         }

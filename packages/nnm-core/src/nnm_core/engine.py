@@ -99,6 +99,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace):
         system: str | None = DEFAULT_SYSTEM,
         thinking: bool = False,
         url: str | None = None,
+        api_key: str | None = None,
         state_quota: int | None = None,
         state_cache: int = DEFAULT_BUDGET,
         codec: str | None = None,
@@ -116,6 +117,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace):
             system: the system prompt of `answer`; part of the left context that memories are read behind.
             thinking: let models with a thinking switch think.
             url: a Qdrant server for the vectors, in place of the embedded index.
+            api_key: of that server; None takes QDRANT_API_KEY from the environment. It is sent, and kept nowhere.
             state_quota: bytes of states to keep on disk; None for no limit.
             state_cache: bytes of placed states to keep in RAM.
             codec: how states are stored, ``native``, ``int8``, ``int4``, ``residual-int8`` or ``tokens``; kept with the
@@ -137,7 +139,8 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace):
         except TypeError as error:
             raise InvalidInputError(f"NNM.open: {error}.", hint=f"It takes {', '.join(_MODEL_FIELDS)}.") from error
         loaded = model if isinstance(model, LoadedModel) else load_model(model, settings)
-        store = StoreSettings(None if path is None else Path(path), namespace, url, state_quota, codec, int8, tokens)
+        folder = None if path is None else Path(path)
+        store = StoreSettings(folder, namespace, url, api_key, state_quota, codec, int8, tokens)
         return cls(loaded, store, system=system, thinking=thinking, state_cache=state_cache, rebuild=rebuild)
 
     # -- ingest -------------------------------------------------------------------------------------------------

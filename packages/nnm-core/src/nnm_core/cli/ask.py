@@ -46,12 +46,13 @@ def ask(
     path: shared.PathOption = shared.DEFAULT_PATH,
     namespace: shared.NamespaceOption = shared.DEFAULT_NAMESPACE,
     device: shared.DeviceOption = None,
+    url: shared.UrlOption = None,
     rebuild: shared.RebuildOption = False,
     json: shared.JsonOption = None,
 ) -> None:
     """Answer a question from memory. The answer goes to stdout, the receipt and the sources to stderr."""
     prompt = _prompt(question, messages)
-    session = Session(model, path, namespace, device, rebuild)
+    session = Session(model, path, namespace, device, rebuild, url=url)
     options: dict[str, Any] = {"k": k, "max_tokens": max_tokens, "mode": mode, "policy": policy}
     with opened(session) as engine:
         quiet = owns_stdout(json)

@@ -61,6 +61,7 @@ def doctor(
     path: shared.PathOption = shared.DEFAULT_PATH,
     namespace: shared.NamespaceOption = shared.DEFAULT_NAMESPACE,
     device: shared.DeviceOption = None,
+    url: shared.UrlOption = None,
     json: shared.JsonOption = None,
 ) -> None:
     """Look whether everything is in place. The exit code is 1 if something that is needed is not."""
@@ -75,7 +76,7 @@ def doctor(
         if costs or refresh:
             tables.append(planning.show_costs(model, path, device, report, refresh=refresh))
         if calibrate:
-            session = shared.Session(model, path, namespace, device)
+            session = shared.Session(model, path, namespace, device, url=url)
             tables.append(planning.show_quality(session, report, questions=questions, count=count))
     write_json(json, report)
     if not owns_stdout(json):

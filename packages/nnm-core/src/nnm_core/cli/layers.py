@@ -33,12 +33,13 @@ def layers(
     path: shared.PathOption = shared.DEFAULT_PATH,
     namespace: shared.NamespaceOption = shared.DEFAULT_NAMESPACE,
     device: shared.DeviceOption = None,
+    url: shared.UrlOption = None,
     json: shared.JsonOption = None,
 ) -> None:
     """Measure every layer's intrinsic dimension and what re-routing it brings; the choice is kept with the memory."""
     from nnm_core.evaluation.layer_plot import plot_layers
 
-    session = Session(model, path, namespace, device)
+    session = Session(model, path, namespace, device, url=url)
     with opened(session) as engine, stderr().status("Measuring ...") as status:
         profile = engine.profile_layers(count, labels=labels, apply=apply, progress=status.update)
     plot_layers(profile, plot)

@@ -59,6 +59,7 @@ def add(
     path: shared.PathOption = shared.DEFAULT_PATH,
     namespace: shared.NamespaceOption = shared.DEFAULT_NAMESPACE,
     device: shared.DeviceOption = None,
+    url: shared.UrlOption = None,
     rebuild: shared.RebuildOption = False,
     json: shared.JsonOption = None,
 ) -> None:
@@ -70,7 +71,7 @@ def add(
     wanted = sources or ([] if sys.stdin.isatty() else ["-"])
     if not wanted:
         raise typer.BadParameter("name files or folders, or pipe text in", param_hint="FILE")
-    session = Session(model, path, namespace, device, rebuild, codec)
+    session = Session(model, path, namespace, device, rebuild, codec, url)
     skipped: list[Unreadable] = []
     started = time.perf_counter()
     documents = _readable(read_documents(wanted, split=split, jsonl_stdin=jsonl), skipped, skip_errors)
@@ -139,11 +140,12 @@ def search(
     path: shared.PathOption = shared.DEFAULT_PATH,
     namespace: shared.NamespaceOption = shared.DEFAULT_NAMESPACE,
     device: shared.DeviceOption = None,
+    url: shared.UrlOption = None,
     rebuild: shared.RebuildOption = False,
     json: shared.JsonOption = None,
 ) -> None:
     """Show the memories that fit a question best."""
-    session = Session(model, path, namespace, device, rebuild)
+    session = Session(model, path, namespace, device, rebuild, url=url)
     with opened(session) as engine:
         started = time.perf_counter()
         hits = engine.search(query, k=k, rerank=rerank)
@@ -196,10 +198,11 @@ def stats(
     path: shared.PathOption = shared.DEFAULT_PATH,
     namespace: shared.NamespaceOption = shared.DEFAULT_NAMESPACE,
     device: shared.DeviceOption = None,
+    url: shared.UrlOption = None,
     json: shared.JsonOption = None,
 ) -> None:
     """Say what is stored and how large it is."""
-    session = Session(model, path, namespace, device)
+    session = Session(model, path, namespace, device, url=url)
     with opened(session) as engine:
         values: Mapping[str, Any] = plain(engine.stats())
     write_json(json, {"config": session.config(), "stats": values})
@@ -231,9 +234,10 @@ def delete(
     path: shared.PathOption = shared.DEFAULT_PATH,
     namespace: shared.NamespaceOption = shared.DEFAULT_NAMESPACE,
     device: shared.DeviceOption = None,
+    url: shared.UrlOption = None,
 ) -> None:
     """Take memories out of recall; their history is kept. To remove every trace, use forget."""
-    _remove(Session(model, path, namespace, device), ids, forget_them=False)
+    _remove(Session(model, path, namespace, device, url=url), ids, forget_them=False)
 
 
 def forget(
@@ -243,13 +247,14 @@ def forget(
     path: shared.PathOption = shared.DEFAULT_PATH,
     namespace: shared.NamespaceOption = shared.DEFAULT_NAMESPACE,
     device: shared.DeviceOption = None,
+    url: shared.UrlOption = None,
 ) -> None:
     """Remove every trace of memories: text, vectors, states and history, on disk too. This cannot be undone."""
     if not yes:
         if not sys.stdin.isatty():
             raise InvalidInputError("Forgetting cannot be undone.", hint="Say --yes when nobody can be asked.")
         typer.confirm(f"Forget {len(ids)} memories for ever?", abort=True, err=True)
-    _remove(Session(model, path, namespace, device), ids, forget_them=True)
+    _remove(Session(model, path, namespace, device, url=url), ids, forget_them=True)
 
 
 def _remove(session: Session, ids: list[str], *, forget_them: bool) -> None:

@@ -27,6 +27,12 @@ NamespaceOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option("--device", envvar="NNM_DEVICE", help="cpu, cuda, mps; chosen for you if left out.")
 ]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url", envvar="NNM_URL", help="A Qdrant server for the vectors; its key is taken from QDRANT_API_KEY."
+    ),
+]
 RebuildOption = Annotated[
     bool, typer.Option("--rebuild", help="Read all texts again if another model made the memory.")
 ]
@@ -49,6 +55,7 @@ class Session:
     device: str | None = None
     rebuild: bool = False
     codec: str | None = None
+    url: str | None = None
 
     def config(self) -> dict[str, str | None]:
         """The settings as they appear under ``config`` in JSON files."""
@@ -57,6 +64,7 @@ class Session:
             "path": str(self.path),
             "namespace": self.namespace,
             "device": self.device,
+            "url": self.url,
         }
 
 
@@ -87,6 +95,7 @@ def opened(session: Session, *, create: bool = False) -> Iterator[NNM]:
             device=session.device,
             rebuild=session.rebuild,
             codec=session.codec,
+            url=session.url,
         )
     try:
         yield engine

@@ -181,7 +181,7 @@ def open_index(
         client: an existing client; it is not closed by `close`.
         token_dim: of the token vectors; None keeps none.
         eight_bits: keep dense and token vectors in a byte a number.
-        api_key: for `url`.
+        api_key: for `url`; None takes QDRANT_API_KEY from the environment.
         prefix: of the collection's name on a server.
         fresh: begin with an empty index, whatever is there (a damaged one, or one of other dimensions).
 

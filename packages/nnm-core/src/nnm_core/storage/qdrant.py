@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
-from nnm_core.errors import EngineClosedError, StorageError, StoreMismatchError
+from nnm_core.errors import EngineClosedError, InvalidInputError, StorageError, StoreMismatchError
 from nnm_core.storage.filter_translation import translate
 from nnm_core.storage.filters import Filter
 from nnm_core.storage.index import (
@@ -32,24 +33,42 @@ from nnm_core.storage.qdrant_async import AsyncQdrantSearch
 from nnm_core.storage.qdrant_filters import QdrantDialect
 from nnm_core.storage.qdrant_support import PAGE, encode_sparse, is_local, search_params, server_errors
 
+KEY_VARIABLE = "QDRANT_API_KEY"
+
 
 def make_client(url: str | None, *, api_key: str | None = None) -> QdrantClient:
     """A client for a server, or with None one that keeps everything in RAM.
 
+    Args:
+        api_key: of the server; None takes what stands in the environment under `KEY_VARIABLE`, if anything does.
+
     Raises:
         StorageError: the address makes no sense.
+        InvalidInputError: no such key can be sent.
     """
     if url is None:
         return QdrantClient(":memory:")
+    key = _key(api_key)
     try:
-        return QdrantClient(url=url, api_key=api_key)
+        return QdrantClient(url=url, api_key=key)
     except ValueError as error:
         raise StorageError(f"{url!r} is not the address of a Qdrant server: {error}.") from error
 
 
 def make_async_client(url: str, *, api_key: str | None = None) -> AsyncQdrantClient:
     """As `make_client`, for the event loop that runs; the address has been checked by `make_client`."""
-    return AsyncQdrantClient(url=url, api_key=api_key, check_compatibility=False)  # the plain client has checked
+    return AsyncQdrantClient(url=url, api_key=_key(api_key), check_compatibility=False)  # the plain client has checked
+
+
+def _key(given: str | None) -> str | None:
+    """The key that is sent. HTTP's own complaint about a bad one would show it."""
+    key = (os.environ.get(KEY_VARIABLE, "") if given is None else given).strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidInputError(
+            "The API key of the Qdrant server has characters that cannot be sent.",
+            hint=f"Check what api_key or {KEY_VARIABLE} holds: one line, without quotes of another alphabet.",
+        )
+    return key or None
 
 
 def collection_name(prefix: str, namespace: str) -> str:

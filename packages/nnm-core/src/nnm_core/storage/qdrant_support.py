@@ -8,13 +8,15 @@ from typing import Any
 
 import httpx
 from qdrant_client import models
-from qdrant_client.http.exceptions import ApiException
+from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from nnm_core.errors import StorageError
 from nnm_core.storage.index import SparseVector
 
 _HNSW_EF = 256
 PAGE = 1_000
+_CHECK = "Check that it runs and that the address is right (docker compose up qdrant)."
+_WANTS_A_KEY = "Give its key: NNM.open(url=..., api_key=...), or QDRANT_API_KEY in the environment."
 
 
 def is_local(options: Mapping[str, Any]) -> bool:
@@ -38,7 +40,8 @@ def server_errors(collection: str) -> Iterator[None]:
     try:
         yield
     except (ApiException, httpx.HTTPError, OSError) as error:
+        refused = isinstance(error, UnexpectedResponse) and error.status_code in (401, 403)
         raise StorageError(
             f"The Qdrant server failed on {collection!r}: {error}.",
-            hint="Check that it runs and that address and key are right (docker compose up qdrant).",
+            hint=_WANTS_A_KEY if refused else _CHECK,
         ) from error
