@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,9 +19,11 @@ from nnm_core.injection.static import StaticForward, bucket, unfit
 from nnm_core.model.attention import intervene
 from nnm_core.model.load import LoadedModel
 from nnm_core.states.cache import PlacedCache
-from nnm_core.states.capture import capture, place
+from nnm_core.states.capture import EMPTY, capture, place
+from nnm_core.states.codecs import Codec, Reader, make_codec, manifest_of
+from nnm_core.states.packed import PackedState
 from nnm_core.states.state import State
-from nnm_core.states.transfer import HostState, host_block
+from nnm_core.states.transfer import HostState, host_block, uniform
 
 LEFT, MEMORY, QUESTION = (random_ids(n, seed=n) for n in (10, 40, 9))
 PROMPT = [*LEFT, *MEMORY, *QUESTION]
@@ -171,6 +174,65 @@ def test_a_host_state_is_the_placed_state(name: str) -> None:
     assert found.length == expected.length == len(LEFT) + 33
     for one, other in zip(found.placed, expected.placed, strict=True):
         torch.testing.assert_close(one.view(), other.view(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("spec", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt-neox", "deepseek-v3", "gpt2"])
+def test_packed_states_come_as_if_they_had_been_decoded(name: str, spec: str) -> None:
+    """Brought in their stored form, whole, cut, or shorter than what stays native: the same bits in the cache."""
+    model, codec = loaded(name), make_codec(spec)
+    left, memory = states_of(model)
+    packed = packed_by(model, codec, memory)
+    decoded = codec.decode(codec.encode(memory), manifest_of(memory, codec, "print"))
+    assert decoded is not None
+    for length in (len(MEMORY), 33, 3):
+        expected, found = PlacedCache(model.layers), PlacedCache(model.layers)
+        for cache, state in ((expected, decoded), (found, packed)):
+            load(cache, place(model, left, 0))
+            load(
+                cache,
+                HostState(model, state.head(length), len(LEFT))
+                if state is packed
+                else place(model, state.head(length), len(LEFT)),
+            )
+        assert found.length == len(LEFT) + length
+        for one, other in zip(found.placed, expected.placed, strict=True):
+            torch.testing.assert_close(one.view(), other.view(), rtol=0, atol=0)
+    kept = torch.tensor([0, 5, 6])
+    for one, other in zip(packed.only(kept).layers, decoded.only(kept).layers, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_any_run_of_packed_layers_is_that_run_of_all_layers() -> None:
+    model, codec = loaded("qwen3"), make_codec("int4")
+    packed = packed_by(model, codec, states_of(model)[1]).packed
+    whole = packed.unpack(packed.part(0, packed.layers), 37)
+    for first in range(packed.layers):
+        one = packed.unpack(packed.part(first, first + 1), 37)
+        for ours, all_ in zip(one, whole, strict=True):
+            torch.testing.assert_close(ours, all_[first : first + 1], rtol=0, atol=0)
+    assert sum(t.nbytes for first in range(packed.layers) for t in packed.part(first, first + 1)) == packed.nbytes
+
+
+def test_an_accelerator_is_given_the_stored_form() -> None:
+    """Decoding for another device computes nothing and keeps the store's own tensors."""
+    model, codec = loaded("qwen3"), make_codec("int8")
+    memory = states_of(model)[1]
+    tensors = codec.encode(memory)
+    elsewhere = replace(model, device=torch.device("meta"))
+    state = codec.decode(tensors, manifest_of(memory, codec, "print"), Reader(elsewhere, lambda: EMPTY))
+    assert isinstance(state, PackedState)
+    assert state.packed.part(0, model.layers)[1].data_ptr() == tensors["key.q"].data_ptr()
+    assert uniform(state) and not state.origin.lossless
+
+
+def packed_by(model: LoadedModel, codec: Codec, state: State) -> PackedState:
+    """A state as it is decoded for an accelerator, wanted on the CPU."""
+    elsewhere = replace(model, device=torch.device("meta"))
+    manifest = manifest_of(state, codec, "print")
+    found = codec.decode(codec.encode(state), manifest, Reader(elsewhere, lambda: EMPTY))
+    assert isinstance(found, PackedState)
+    return PackedState(found.token_ids, found.start, found.left, found.packed, torch.device("cpu"), found.origin)
 
 
 def test_a_norm_is_fused_only_if_it_is_the_same() -> None:

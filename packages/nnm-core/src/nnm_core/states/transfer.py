@@ -1,16 +1,19 @@
 """States that are not placed yet, brought into a cache on an accelerator while it already computes.
 
-A state is copied group by group of layers on a stream of its own, rotated there, and written into the cache; each
-layer tells when it is ready, so that the first layers attend to it while the last ones are still on the bus. States
-that are not in pinned memory (mapped files) go through two pinned buffers that are filled by all cores.
+A state is copied group by group of layers on a stream of its own, in the form in which it is stored; on another stream
+it is unpacked, rotated and written into the cache. Each layer tells when it is ready, so that the first layers attend
+to it while the last ones are still on the bus. States that are not in pinned memory (mapped files) go through two
+pinned buffers that are filled by all cores.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -18,10 +21,12 @@ from torch import Tensor
 from nnm_core.model.load import LoadedModel
 from nnm_core.model.positions import Turn
 from nnm_core.states.cache import PlacedCache
+from nnm_core.states.packed import Packed, PackedState
 from nnm_core.states.state import LayerStates, PlacedState, State
 
 # Copies of this size use the whole bus; larger ones only delay the first layer.
 GROUP_BYTES = 32 * 2**20
+_ALIGN = 64
 
 
 class HostState(PlacedState):
@@ -71,18 +76,49 @@ class HostState(PlacedState):
             super().copy_into(cache)
             return
         turn = Turn(self._model.positions, start, self.length)
+        source = packed_of(self.state)
         with staging_of(self._model).use(cache) as staging:
-            for first, block in staging.bring(self.state, self._model.device):
-                with staging.placing(block):
-                    keys, values = block[:, 0, :, : self.length], block[:, 1, :, : self.length]
+            for first, part in staging.bring(source, self._model.device):
+                with staging.placing(part):
+                    keys, values = source.unpack(part, self.length)
                     cache.write(first, turn(first, keys), values, start)
-                    staging.mark(cache, first, len(block))
+                    staging.mark(cache, first, len(keys))
         cache.advance(start + self.length)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Keys and values as they are, of one shape. Implements `Packed`."""
+
+    state: State
+
+    @property
+    def layers(self) -> int:
+        """See `Packed`."""
+        return len(self.state.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """See `Packed`."""
+        return self.state.nbytes
+
+    def part(self, first: int, last: int) -> Sequence[Tensor]:
+        """See `Packed`."""
+        return [host_block(self.state.layers[first:last])]
+
+    def unpack(self, part: Sequence[Tensor], tokens: int) -> tuple[Tensor, Tensor]:
+        """See `Packed`."""
+        return part[0][:, 0, :, :tokens], part[0][:, 1, :, :tokens]
+
+
+def packed_of(state: State) -> Packed:
+    """The form in which a state is to be brought."""
+    return state.packed if isinstance(state, PackedState) else Plain(state)
 
 
 def uniform(state: State) -> bool:
     """Whether all keys and values of a state have one shape, so that layers can be brought in groups."""
-    return len({tensor.shape for pair in state.layers for tensor in pair}) == 1
+    return isinstance(state, PackedState) or len({tensor.shape for pair in state.layers for tensor in pair}) == 1
 
 
 def staging_of(model: LoadedModel) -> Staging:
@@ -119,13 +155,14 @@ class Staging:
                 main.wait_stream(self.places)
 
     @contextmanager
-    def placing(self, block: Tensor) -> Iterator[None]:
-        """Inside the block work goes to another stream, behind the copy of `block`: the bus need not wait for it."""
+    def placing(self, part: Sequence[Tensor]) -> Iterator[None]:
+        """Inside the block work goes to another stream, behind the copy of `part`: the bus need not wait for it."""
         if self.stream is None or self.places is None:
             yield
             return
         self.places.wait_stream(self.stream)
-        block.record_stream(self.places)
+        for tensor in part:
+            tensor.record_stream(self.places)
         with torch.cuda.stream(self.places):
             yield
 
@@ -135,29 +172,30 @@ class Staging:
             if layer.ready is not None:
                 layer.ready.record(self.places)
 
-    def bring(self, state: State, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-        """Groups of layers on `device`: index of the first, [layers, 2, kv_heads, tokens or more, head_dim]."""
-        count = len(state.layers)
-        size = max(1, GROUP_BYTES * count // max(state.nbytes, 1))
-        if state.layers[0][0].device == device:  # nothing has to cross the bus
+    def bring(self, source: Packed, device: torch.device) -> Iterator[tuple[int, Sequence[Tensor]]]:
+        """Groups of layers on `device`: index of the first, and what they are made of."""
+        count = source.layers
+        size = max(1, GROUP_BYTES * count // max(source.nbytes, 1))
+        if source.part(0, 1)[0].device == device:  # nothing has to cross the bus
             size = count
         for turn, first in enumerate(range(0, count, size)):
-            block = host_block(state.layers[first : first + size])
-            yield first, self._to(device, block, turn)
+            yield first, self._to(device, source.part(first, first + size), turn)
 
-    def _to(self, device: torch.device, block: Tensor, turn: int) -> Tensor:
-        if device.type != "cuda" or block.device == device:
-            return block.to(device)
-        if block.is_pinned():
-            return block.to(device, non_blocking=True)
+    def _to(self, device: torch.device, part: Sequence[Tensor], turn: int) -> Sequence[Tensor]:
+        if device.type != "cuda" or part[0].device == device:
+            return [tensor.to(device) for tensor in part]
+        if all(tensor.is_pinned() for tensor in part):
+            return [tensor.to(device, non_blocking=True) for tensor in part]
+        ends = list(accumulate(-(-tensor.nbytes // _ALIGN) * _ALIGN for tensor in part))
         slot = turn % 2
-        self._reserve(block.numel() * block.element_size())
+        self._reserve(ends[-1])
         self._free[slot].synchronize()  # the copy before the last has left this buffer
-        pinned = self._pinned[slot][: block.numel() * block.element_size()].view(block.dtype).view(block.shape)
-        pinned.copy_(block)  # by as many threads as torch uses
+        pinned = self._pinned[slot][: ends[-1]]
+        for tensor, view in zip(part, _views(pinned, part, ends), strict=True):
+            view.copy_(tensor)  # by as many threads as torch uses
         found = pinned.to(device, non_blocking=True)
         self._free[slot].record(self.stream)
-        return found
+        return _views(found, part, ends)
 
     def _reserve(self, nbytes: int) -> None:
         if not self._pinned or self._pinned[0].numel() < nbytes:
@@ -165,6 +203,14 @@ class Staging:
                 event.synchronize()
             self._pinned = [torch.empty(nbytes, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
             self._free = [torch.cuda.Event() for _ in range(2)]
+
+
+def _views(storage: Tensor, part: Sequence[Tensor], ends: Sequence[int]) -> list[Tensor]:
+    """Tensors like those of `part`, one behind the other in `storage`, bytes."""
+    return [
+        storage[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for start, tensor in zip([0, *ends], part, strict=False)
+    ]
 
 
 def host_block(layers: tuple[LayerStates, ...]) -> Tensor:

@@ -26,9 +26,11 @@ from nnm_core.states.codecs.base import (
     uniform_shapes,
 )
 from nnm_core.states.codecs.quantise import Quantised, dequantise, quantise
+from nnm_core.states.packed import PackedState
 from nnm_core.states.state import Origin, State
 
 _PARTS = ("q", "scale", "zero")
+_NAMES = tuple(f"{name}.{part}" for name in ("key", "value") for part in ("first", *_PARTS))
 _SCALE_BYTES = 4  # scale and zero point in 16 bits each
 
 
@@ -95,45 +97,17 @@ class IntegerCodec:
         return tensors
 
     def decode(self, tensors: Mapping[str, Tensor], manifest: Mapping[str, str], reader: Reader | None = None) -> State:
-        """One vectorised pass over the whole stack of layers, on the model's device."""
-        size, ids = nbytes(tensors), token_ids(tensors)
-        if reader is not None:
-            tensors = {name: tensor.to(reader.model.device) for name, tensor in tensors.items()}
-        keys, values = self._stacks(tensors, len(ids), dtype_of(manifest))
-        origin = Origin(self.name, lossless=False, nbytes=size)
-        layers = tuple(zip(keys, values, strict=True))
-        return State(ids, int(manifest["start"]), manifest["left"], layers, origin=origin)
-
-    def _stacks(self, tensors: Mapping[str, Tensor], tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values [layers, kv_heads, tokens, head_dim]; of one size they lie in one block, layer by layer."""
-        first = tensors["key.first"]
-        if "key.q" not in tensors:
-            return first, tensors["value.first"]
-        # Room for the whole last block: what stands behind the last token is cut off.
-        room = first.shape[2] - (-(tokens - first.shape[2]) // self.settings.tokens) * self.settings.tokens
-        layers, heads, _, dim = first.shape
-        if tensors["value.first"].shape == first.shape:
-            block = first.new_empty((layers, 2, heads, room, dim), dtype=dtype)
-            keys, values = block[:, 0], block[:, 1]
-        else:
-            keys, values = (
-                tensors[f"{name}.first"].new_empty((layers, heads, room, size), dtype=dtype)
-                for name, size in (("key", dim), ("value", tensors["value.first"].shape[3]))
-            )
-        self._fill("key", tensors, tokens, keys)
-        self._fill("value", tensors, tokens, values)
-        return keys[:, :, :tokens], values[:, :, :tokens]
-
-    def _fill(self, name: str, tensors: Mapping[str, Tensor], tokens: int, out: Tensor) -> None:
-        first = tensors[f"{name}.first"]
-        stored = Quantised(*(tensors[f"{name}.{part}"] for part in _PARTS))
-        out[:, :, : first.shape[2]] = first
-        if name == "key":
-            blocked = out[:, :, first.shape[2] :].unflatten(2, (-1, self.settings.tokens))
-            dequantise(stored, blocked, 3, self.settings.bits)
-        else:
-            blocked = out[:, :, first.shape[2] : tokens].unflatten(3, (stored.q.shape[3], -1))
-            dequantise(stored, blocked, 4, self.settings.bits)
+        """One vectorised pass over the whole stack of layers; on an accelerator it waits until the bytes are there."""
+        ids, dtype = token_ids(tensors), dtype_of(manifest)
+        packed = PackedIntegers(
+            self.settings, {name: tensors[name] for name in _NAMES if name in tensors}, len(ids), dtype
+        )
+        origin = Origin(self.name, lossless=False, nbytes=nbytes(tensors))
+        start, left = int(manifest["start"]), manifest["left"]
+        if reader is not None and reader.model.device.type != "cpu":
+            return PackedState(ids, start, left, packed, reader.model.device, origin)
+        keys, values = packed.unpack(packed.part(0, packed.layers), len(ids))
+        return State(ids, start, left, tuple(zip(keys, values, strict=True)), origin=origin)
 
     def _blocked(self, name: str, stack: Tensor) -> Tensor:
         """Keys [layers, heads, blocks, tokens, dim], the last block filled up with its last token; values
@@ -145,6 +119,68 @@ class IntegerCodec:
         missing = -stack.shape[2] % self.settings.tokens
         filled = torch.cat([stack, stack[:, :, -1:].expand(-1, -1, missing, -1)], dim=2) if missing else stack
         return filled.reshape(*filled.shape[:2], -1, self.settings.tokens, filled.shape[3])
+
+
+@dataclass(frozen=True)
+class PackedIntegers:
+    """All layers of a state as `IntegerCodec.encode` left them. Implements `Packed`.
+
+    Attributes:
+        settings: of the codec.
+        tensors: of `_NAMES` those that there are, [layers, ...] each.
+        tokens: of the whole state.
+        dtype: the compute type.
+    """
+
+    settings: IntegerSettings
+    tensors: Mapping[str, Tensor]
+    tokens: int
+    dtype: torch.dtype
+
+    @property
+    def layers(self) -> int:
+        """See `Packed`."""
+        return len(self.tensors["key.first"])
+
+    @property
+    def nbytes(self) -> int:
+        """See `Packed`."""
+        return nbytes(self.tensors)
+
+    def part(self, first: int, last: int) -> Sequence[Tensor]:
+        """See `Packed`."""
+        return [tensor[first:last] for tensor in self.tensors.values()]
+
+    def unpack(self, part: Sequence[Tensor], tokens: int) -> tuple[Tensor, Tensor]:
+        """See `Packed`. Keys and values of one size lie in one block, layer by layer."""
+        tensors = dict(zip(self.tensors, part, strict=True))
+        first, other = tensors["key.first"], tensors["value.first"]
+        if "key.q" not in tensors:
+            return first[:, :, :tokens], other[:, :, :tokens]
+        # Room for the whole last block: what stands behind the last token is cut off.
+        room = first.shape[2] - (-(self.tokens - first.shape[2]) // self.settings.tokens) * self.settings.tokens
+        layers, heads, _, dim = first.shape
+        if other.shape == first.shape:
+            block = first.new_empty((layers, 2, heads, room, dim), dtype=self.dtype)
+            keys, values = block[:, 0], block[:, 1]
+        else:
+            keys, values = (
+                first.new_empty((layers, heads, room, size), dtype=self.dtype) for size in (dim, other.shape[3])
+            )
+        self._fill("key", tensors, keys)
+        self._fill("value", tensors, values)
+        return keys[:, :, :tokens], values[:, :, :tokens]
+
+    def _fill(self, name: str, tensors: Mapping[str, Tensor], out: Tensor) -> None:
+        first = tensors[f"{name}.first"]
+        stored = Quantised(*(tensors[f"{name}.{part}"] for part in _PARTS))
+        out[:, :, : first.shape[2]] = first
+        if name == "key":
+            blocked = out[:, :, first.shape[2] :].unflatten(2, (-1, self.settings.tokens))
+            dequantise(stored, blocked, 3, self.settings.bits)
+        else:
+            blocked = out[:, :, first.shape[2] : self.tokens].unflatten(3, (stored.q.shape[3], -1))
+            dequantise(stored, blocked, 4, self.settings.bits)
 
 
 def int8(name: str = "int8") -> IntegerCodec:
