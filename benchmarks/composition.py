@@ -11,7 +11,8 @@ both. The arms:
 read         all passages are read as text, in the same token order: what composing wants to reach
 bare         the question alone (where one passage is needed)
 random       as many passages, none of them the right one, are read (likewise)
-concatenate  every passage's state, read by itself, is moved to its place: where composing starts
+own sinks    every passage was read alone, without the chat's beginning, so that its first tokens are sinks of their own
+concatenate  every passage's state, read behind the chat's beginning, is moved to its place: where composing starts
 ...          every other composer
 
 `recovery` is (composer - concatenate) / (read - concatenate), with a paired bootstrap interval over the questions.
@@ -54,12 +55,12 @@ from nnm_core.model.batching import padded_batches
 from nnm_core.model.load import LoadedModel, ModelSettings, load_model
 from nnm_core.model.prompt import DEFAULT_SYSTEM, QUESTION_HEADER, PromptFormat, PromptMessage, Segment, question_prompt
 from nnm_core.records import Memory
-from nnm_core.states.capture import capture, place
+from nnm_core.states.capture import EMPTY, capture, place
 from nnm_core.states.state import PlacedState, State
 
 PLACES_PER_BATCH = {"cpu": 6144, "cuda": 98304}
 SETTINGS = ("one needed", "two needed")
-READ, BARE, RANDOM, NAIVE = "read", "bare", "random", "concatenate"
+READ, BARE, RANDOM, OWN, NAIVE = "read", "bare", "random", "own sinks", "concatenate"
 DRAWS = 10_000
 
 
@@ -111,8 +112,10 @@ def main() -> None:
     console = Console(file=sys.stderr if str(arguments.json) == "-" else sys.stdout, width=132)
     torch.set_grad_enabled(False)
     data = load_questions(_file(arguments.data))
-    report: dict[str, Any] = {"arms": {}}
     model = load_model(arguments.model, ModelSettings(device=arguments.device, dtype=arguments.dtype))
+    chosen = ("memories", "questions", "composers", "settings", "ratio", "max_tokens", "seed", "repeats")
+    config = environment(model) | {"data": data.name} | {k: getattr(arguments, k) for k in chosen}
+    report: dict[str, Any] = {"arms": {}, "config": config}
     bench = Bench(model, arguments.composers, arguments.ratio, arguments.max_tokens)
     for count in arguments.memories:
         for setting in arguments.settings:
@@ -124,9 +127,10 @@ def main() -> None:
             report["arms"] |= {f"{name}, {count} memories, {setting}": row for name, row in rows.items()}
             console.print(table(rows, f"{count} memories, {setting}, {len(prompts)} questions: {model.name}"))
             console.print(f"{time.perf_counter() - started:.0f} s")
-    chosen = ("memories", "questions", "composers", "settings", "ratio", "max_tokens", "seed", "repeats")
-    report["config"] = environment(model) | {"data": data.name} | {k: getattr(arguments, k) for k in chosen}
-    write_json(arguments.json, report)
+            if str(arguments.json) != "-":  # what is measured is kept if the rest is stopped
+                write_json(arguments.json, report)
+    if str(arguments.json) == "-":
+        write_json(arguments.json, report)
     if arguments.plot:
         save_plot(report, arguments.plot)
 
@@ -192,6 +196,7 @@ class Bench:
         self._left_ids = self._format.left_context(system)
         self._left = place(model, capture(model, [self._left_ids])[0], 0)
         self._states: dict[str, State] = {}
+        self._alone: dict[str, State] = {}
         self._budget = PLACES_PER_BATCH.get(model.device.type, PLACES_PER_BATCH["cpu"])
 
     def run(self, prompts: Sequence[Prompt]) -> dict[str, Outcome]:
@@ -214,15 +219,19 @@ class Bench:
         for batch in track(
             list(padded_batches([len(ids) for _, ids in rows], self._budget)), "Reading", transient=True
         ):
-            states = capture(self.model, [rows[index][1] for index in batch], self._left)
-            self._states.update(zip((rows[index][0] for index in batch), states, strict=True))
+            for kept, left in ((self._states, self._left), (self._alone, EMPTY)):
+                states = capture(self.model, [rows[index][1] for index in batch], left)
+                kept.update(zip((rows[index][0] for index in batch), states, strict=True))
 
     def _batch(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str, list[tuple[str, float]]]]:
         controls = () if prompts[0].earlier else ((BARE, ""), (RANDOM, "strangers"))
         for name, given in ((READ, "memories"), *controls):
             segments = [self._segments(prompt, getattr(prompt, given) if given else ()) for prompt in prompts]
             yield name, self._answers(self._board([read_plan(row) for row in segments]), None)
-        plans = [self.plan(self._segments(prompt, prompt.memories)) for prompt in prompts]
+        segments = [self._segments(prompt, prompt.memories) for prompt in prompts]
+        alone = self._board([make_plan(row, "fast", self._only_left, self._own_sinks) for row in segments])
+        yield OWN, self._answers(alone, None)
+        plans = [self.plan(row) for row in segments]
         laid = self._board(plans)
         side = None
         for chosen in self.composers:
@@ -244,6 +253,14 @@ class Bench:
             return self._left
         state = self._stored(segment)
         return place(self.model, state, start) if state is not None and state.left == left else None
+
+    def _only_left(self, segment: Segment, left: str, start: int) -> PlacedState | None:
+        return self._left if segment.ids == self._left_ids else None
+
+    def _own_sinks(self, segment: Segment, start: int) -> PlacedState | None:
+        if segment.memory is None:
+            return None
+        return place(self.model, self._alone[segment.memory.id].head(len(segment.ids)), start)
 
     def _moved(self, segment: Segment, start: int) -> PlacedState | None:
         state = self._stored(segment)
@@ -328,7 +345,7 @@ def _row(name: str, outcomes: Mapping[str, Outcome], scores: Mapping[str, NDArra
         "share_recomputed": statistics.mean(outcomes[name].shares),
         "questions": len(em),
     }
-    if name not in (READ, BARE, RANDOM, NAIVE):
+    if name not in (READ, BARE, RANDOM, OWN, NAIVE):
         row |= {
             f"recovery_{key}": recovery(scores[name][:, i], scores[NAIVE][:, i], scores[READ][:, i])
             for i, key in enumerate(("em", "f1"))
@@ -394,7 +411,7 @@ def save_plot(report: Mapping[str, Any], target: Path) -> None:
     arms = dict.fromkeys(key.rsplit(", ", 2)[0] for key in report["arms"])
     for name in arms:
         rows = [report["arms"].get(f"{name}, {count} memories, {SETTINGS[0]}") for count in counts]
-        if name in (BARE, RANDOM) or not all(rows):
+        if name in (BARE, RANDOM, OWN) or not all(rows):
             continue
         means = [100 * row["f1"].mean for row in rows if row]
         strong = name in (READ, NAIVE)

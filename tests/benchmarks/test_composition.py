@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,10 @@ from tests.core.tiny import tiny_reader
 from nnm_core import NNM
 from nnm_core.evaluation.datasets import load_questions
 from nnm_core.injection.compose import names
+from nnm_core.injection.prefill import forward, load
+from nnm_core.model.prompt import PromptFormat
+from nnm_core.states.cache import PlacedCache
+from nnm_core.states.capture import capture, place
 
 PROGRAM = ROOT / "benchmarks" / "composition.py"
 THINGS = {"ash": "S", "box": "M", "can": "T", "dog": "W", "egg": "T", "fir": "F"}
@@ -62,6 +67,22 @@ def test_answers_on_the_board_are_those_of_the_engine(program: ModuleType, squad
                 tokens = sum(part.tokens for part in answer.receipt.parts)
                 assert share == pytest.approx(answer.receipt.tokens_recomputed / tokens)
         assert {"bare", "random"} <= found.keys()
+        for prompt, said in zip(prompts, found["own sinks"].answers, strict=True):
+            assert said == own_sinks(nnm, prompt, 5)
+
+
+def own_sinks(nnm: NNM, prompt: Any, tokens: int) -> str:
+    """The answer behind states that were each read without anything before them, by hand."""
+    left, *memories, question = PromptFormat(nnm.model.tokenizer).segments(prompt.messages(prompt.memories, None))
+    cache = PlacedCache(nnm.model.layers)
+    load(cache, place(nnm.model, capture(nnm.model, [left.ids])[0], 0))
+    for segment in memories:
+        load(cache, place(nnm.model, capture(nnm.model, [segment.ids])[0], cache.length))
+    said = [int(forward(nnm.model, cache, list(question.ids)).argmax())]
+    while len(said) < tokens and said[-1] not in nnm.model.eos_token_ids:
+        said.append(int(forward(nnm.model, cache, said[-1:]).argmax()))
+    said = said[:-1] if said[-1] in nnm.model.eos_token_ids else said
+    return str(nnm.model.tokenizer.decode(said, skip_special_tokens=True)).strip()
 
 
 def test_prompts_hold_what_is_needed_and_not_always_first(program: ModuleType, squad: Path) -> None:
@@ -100,7 +121,7 @@ def test_the_program_writes_arms_config_and_plot(reader: Path, squad: Path, tmp_
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "r.json").read_text())
     arms = {name.split(",")[0] for name in report["arms"]}
-    assert arms == {"read", "bare", "random", "concatenate", "guided-offset", "parallel"}
+    assert arms == {"read", "bare", "random", "own sinks", "concatenate", "guided-offset", "parallel"}
     row = report["arms"]["guided-offset, 2 memories, one needed"]
     assert {"em", "f1", "recovery_em", "share_recomputed", "read_over_this", "f1_minus_read"} <= row.keys()
     assert row["share_recomputed"] <= 0.15
