@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ from nnm_core.evaluation.report import plain, quiet_libraries, write_json
 if TYPE_CHECKING:
     from nnm_core.evaluation.datasets import RetrievalSet
     from nnm_core.evaluation.retrieval import Rankings
-    from nnm_core.evaluation.retrieval_experiment import RetrievalOptions
+    from nnm_core.evaluation.retrieval_experiment import Experiment, RetrievalOptions
     from nnm_core.evaluation.retrieval_report import ArmResult
     from nnm_core.evaluation.statistics import Interval
 
@@ -30,6 +31,27 @@ class _Reader:
     model: str
     device: str | None
     dtype: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Saving:
+    """Where rankings and evidence go, after every part of the experiment."""
+
+    runs: Path | None
+    evidence: Path | None
+
+    def save(self, made: Runs, config: dict[str, Any], experiment: Experiment) -> None:
+        from nnm_core.evaluation.retrieval_report import save_evidence, save_runs
+
+        if self.runs is not None:
+            save_runs(self.runs, made, plain(config))
+        if self.evidence is not None and experiment.data.name == next(iter(made)):
+            for path, found in (
+                (self.evidence, experiment.evidence),
+                (self.evidence.with_suffix(".judged.npz"), experiment.judged_evidence),
+            ):
+                if found:
+                    save_evidence(path, found)
 
 
 Runs = dict[str, dict[str, "Rankings"]]
@@ -58,9 +80,15 @@ def retrieval(
     trial_depth: Annotated[int, typer.Option(help="Candidates of each own sentence.")] = 10,
     depth: Annotated[int, typer.Option(help="Candidates that are re-ranked.")] = 50,
     heads: Annotated[int, typer.Option(help="Attention heads that count.")] = 8,
-    cue: Annotated[str, typer.Option(help="Text before the query in re-ranking.")] = "",
+    cue: Annotated[str, typer.Option(help="Text before the query in re-ranking.")] = "Question:",
     batch: Annotated[int, typer.Option(help="Tokens of a forward pass.")] = 4096,
     expansion: Annotated[int, typer.Option(help="Words that the language-model head adds to a query.")] = 30,
+    document_expansion: Annotated[int, typer.Option(help="Words that it adds to each document: a second reading.")] = 0,
+    tune_split: Annotated[
+        str | None,
+        typer.Option(help="Also choose re-ranking weights on the judgements of qrels/TUNE_SPLIT.tsv; not of --split."),
+    ] = None,
+    tune_queries: Annotated[int, typer.Option(help="The first so many queries of it.")] = 400,
     baselines: Annotated[str, typer.Option(help="Of bm25 and minilm; empty for none.")] = "bm25,minilm",
     rerank: Annotated[bool, typer.Option(help="Read queries over stored states.")] = True,
     tokens: Annotated[bool, typer.Option(help="Measure the token level.")] = True,
@@ -89,6 +117,7 @@ def retrieval(
     if queries:
         full = full.subset(queries, len(full.documents))
     sets = _sets(full, subset, only_subset=only_subset)
+    judged = _judged(data, split, tune_split, tune_queries)
     options = RetrievalOptions(
         routes=_of(routes, ("off", "two-pass", "one-pass"), "--routes"),
         layers=layers,
@@ -102,6 +131,7 @@ def retrieval(
         rerank=rerank,
         tokens=tokens,
         expansion=expansion,
+        document_expansion=document_expansion,
         keep_states=keep_states,
         all_heads=save_evidence is not None,
     )
@@ -109,11 +139,8 @@ def retrieval(
     if runs:
         made, config = _replayed(sets, runs, options, tell)
     else:
-        made, config = _made(sets, _Reader(model, device, dtype), options, tell, save_evidence)
-    if save_runs is not None:
-        from nnm_core.evaluation.retrieval_report import save_runs as write_runs
-
-        write_runs(save_runs, made, plain(config))
+        saving = _Saving(save_runs, save_evidence)
+        made, config = _made(sets, judged, _Reader(model, device, dtype), options, tell, saving)
     config["seconds"] = round(time.perf_counter() - started, 1)
     write_json(json, _report(sets, made, config, quiet=owns_stdout(json)))
 
@@ -144,12 +171,13 @@ def _teller(started: float) -> Callable[[str], None]:
 
 def _made(
     sets: Sequence[RetrievalSet],
+    judged: RetrievalSet | None,
     reader: _Reader,
     options: RetrievalOptions,
     tell: Callable[[str], None],
-    save_evidence: Path | None,
+    saving: _Saving,
 ) -> tuple[Runs, dict[str, Any]]:
-    """Run the experiment on every set with one model and one store of states."""
+    """Run the experiment on every set with one model and one store of states; judged queries are for the first set."""
     from nnm_core.evaluation.benchmark import environment
     from nnm_core.evaluation.retrieval_experiment import Experiment
     from nnm_core.model.load import ModelSettings, load_model
@@ -161,14 +189,25 @@ def _made(
     states: dict[str, Any] = {}
     for data in sets:
         tell(f"{data.name}: {len(data.documents)} documents, {len(data.queries)} queries")
-        experiment = Experiment(data, loaded, options, tell, states)
-        experiment.run()
+        asked = judged if data is sets[0] else None
+        experiment = Experiment(
+            data, loaded, options, tell, states, judged=asked, save=partial(saving.save, runs, config)
+        )
         runs[data.name], config["sets"][data.name] = experiment.arms, experiment.config
-        if save_evidence is not None and data is sets[0]:
-            from nnm_core.evaluation.retrieval_report import save_evidence as write_evidence
-
-            write_evidence(save_evidence, experiment.evidence)
+        experiment.run()
     return runs, config
+
+
+def _judged(data: Path, split: str, tune_split: str | None, queries: int) -> RetrievalSet | None:
+    """The queries that weights may be chosen on."""
+    if tune_split is None:
+        return None
+    if tune_split == split:
+        raise typer.BadParameter("the split that is measured must not be tuned on", param_hint="--tune-split")
+    from nnm_core.evaluation.datasets import load_beir
+
+    found = load_beir(data, tune_split)
+    return found.subset(queries, len(found.documents))
 
 
 def _replayed(

@@ -100,3 +100,9 @@ class Expander:
     @cached_property
     def _whole(self) -> Tensor:
         return torch.tensor(np.array(sorted(self._words), np.int64), device=self._model.device)
+
+
+def weighted(words: Mapping[str, float], most: float) -> dict[str, float]:
+    """Expected words with weights in proportion to e(v); the most expected one gets `most`."""
+    best = max(words.values(), default=1.0)
+    return {word: most * value / best for word, value in words.items()}

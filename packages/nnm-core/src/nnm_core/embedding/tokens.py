@@ -116,12 +116,22 @@ class SparseEncoder:
         """The mean of `length` over texts, at least 1."""
         return max(1.0, sum(map(self.length, texts)) / max(len(texts), 1))
 
-    def document(self, text: str) -> SparseVector:
-        """BM25 term weights of a document (IDF left to the index)."""
+    def document(self, text: str, expected: Mapping[str, float] | None = None) -> SparseVector:
+        """BM25 term weights of a document (IDF left to the index).
+
+        Args:
+            text: the document.
+            expected: words that it does not contain with the term frequencies that they are given, as
+                `nnm_core.embedding.expansion` finds them. They do not make it longer.
+        """
         counts, length = self._counts(self._with_headline(text))
         settings = self.settings
         norm = settings.k1 * (1 - settings.b + settings.b * length / settings.average_length)
-        return _vector({key: tf * (settings.k1 + 1) / (tf + norm) for key, (tf, _) in counts.items()})
+        frequencies = {key: float(tf) for key, (tf, _) in counts.items()}
+        for word, tf in (expected or {}).items():
+            for key in self.term_of(word):
+                frequencies[key] = frequencies.get(key, 0.0) + tf
+        return _vector({key: tf * (settings.k1 + 1) / (tf + norm) for key, tf in frequencies.items()})
 
     def query(self, text: str, expected: Mapping[str, float] | None = None) -> SparseVector:
         """Term counts of a query; pieces and runs of characters carry their weight.

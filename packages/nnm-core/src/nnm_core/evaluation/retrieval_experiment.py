@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from nnm_core.embedding.expansion import Expander
+from nnm_core.embedding.expansion import Expander, weighted
 from nnm_core.embedding.layers import profile_layers
 from nnm_core.embedding.pairs import SelfLabel, self_labels
 from nnm_core.embedding.settings import EmbeddingSettings, Route, default_layers
@@ -19,6 +19,7 @@ from nnm_core.embedding.token_vectors import TokenEncoder, TokenScale, TokenSett
 from nnm_core.embedding.tokens import SparseEncoder, SparseSettings
 from nnm_core.evaluation import baselines
 from nnm_core.evaluation.datasets import RetrievalSet
+from nnm_core.evaluation.judged_tuning import tune_on_judgements
 from nnm_core.evaluation.retrieval import EncodedSet, Rankings, StateSide, first_stage_trials, fused, reranked
 from nnm_core.model.load import LoadedModel
 from nnm_core.recall.exact import DenseSide, SparseSide, eight_bits
@@ -30,6 +31,9 @@ from nnm_core.recall.tuning import best_heads, head_name, head_scores, tune_firs
 Tell = Callable[[str], None]
 LIMIT = 100
 TUNED = "NNM (hybrid, re-ranked)"
+JUDGED = "NNM (weights from judged queries)"
+# What the most expected word of a text weighs when words are added to a query or a document; the others less.
+EXPECTED_WEIGHT = 0.4
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class RetrievalOptions:
         rerank: read queries over states.
         tokens: measure the token level.
         expansion: expected words that the language-model head adds to a query; 0 for none.
+        document_expansion: words that it adds to every document, as doc2query does with a second model; 0 for none.
         keep_states: keep all states in the device's memory.
         all_heads: note the attention of every head in `Experiment.evidence`, for analysis.
     """
@@ -59,12 +64,13 @@ class RetrievalOptions:
     trial_depth: int = 10
     depth: int = 50
     heads: int = 8
-    cue: str = ""
+    cue: str = RerankSettings().cue
     batch: int = 4096
     baselines: tuple[str, ...] = ("bm25", "minilm")
     rerank: bool = True
     tokens: bool = True
     expansion: int = 30
+    document_expansion: int = 0
     keep_states: bool = False
     all_heads: bool = False
 
@@ -78,6 +84,8 @@ class Experiment:
         options: see `RetrievalOptions`.
         tell: told what is going on.
         states: states by text that another experiment with this model has kept.
+        judged: other queries on the same documents, with judgements that re-ranking weights may be chosen on.
+        save: called with this object after every part: what is done is not lost if a later part is not finished.
     """
 
     def __init__(
@@ -87,10 +95,14 @@ class Experiment:
         options: RetrievalOptions | None = None,
         tell: Tell | None = None,
         states: dict[str, StateView] | None = None,
+        *,
+        judged: RetrievalSet | None = None,
+        save: Callable[[Experiment], None] | None = None,
     ) -> None:
         self.data, self.model, self.options = data, model, options or RetrievalOptions()
         self.arms: dict[str, Rankings] = {}
         self.evidence: dict[str, dict[str, Evidence]] = {}
+        self.judged, self.judged_evidence = judged, dict[str, dict[str, Evidence]]()
         self.config: dict[str, Any] = {
             "data": data.name,
             "documents": len(data.documents),
@@ -101,27 +113,32 @@ class Experiment:
         self.states: dict[str, StateView] = {} if states is None else states
         self.labels: list[SelfLabel] = self_labels(list(data.documents.values()), self.options.labels)
         self._tell = tell or (lambda _: None)
+        self._save = save or (lambda _: None)
 
     def run(self) -> None:
-        """Everything that was asked for, cheap parts first."""
-        if self.options.baselines:
-            self._timed("baselines", self._baselines)
-        self._timed("sparse", self._sparse)
-        if self.options.expansion:
-            self._timed("expansion", self._expansion)
-        if self.options.routes:
-            self._timed("dense", self._dense)
-        self._timed("hybrid", self._hybrid)
-        if self.options.tokens:
-            self._timed("token level", self._token_level)
-        if self.options.rerank:
-            self._timed("re-ranking", self._rerank)
+        """Everything that was asked for: the search and what it stands on first, what is only compared to it last."""
+        options = self.options
+        parts: list[tuple[str, Callable[[], None], object]] = [
+            ("baselines", self._baselines, options.baselines),
+            ("sparse", self._sparse, True),
+            ("dense", self._dense, options.routes),
+            ("hybrid", self._hybrid, True),
+            ("re-ranking", self._rerank, options.rerank),
+            ("judged queries", self._rerank_as_judged, options.rerank and self.judged),
+            ("expansion", self._expansion, options.expansion),
+            ("document expansion", self._document_expansion, options.document_expansion),
+            ("token level", self._token_level, options.tokens),
+        ]
+        for name, work, wanted in parts:
+            if wanted:
+                self._timed(name, work)
 
     def _timed(self, name: str, work: Callable[[], None]) -> None:
         self._tell(name)
         started = time.perf_counter()
         work()
         self.config["seconds"][name] = round(time.perf_counter() - started, 2)
+        self._save(self)
 
     def _baselines(self) -> None:
         self.arms.update(baselines.rankings(self.data, LIMIT, self.options.baselines))
@@ -137,20 +154,32 @@ class Experiment:
         }
         for name, settings in variants.items():
             side = SparseSide.of(self.data.documents, SparseEncoder(self.model.tokenizer, settings))
-            self.arms[name] = {key: side.rank(text, LIMIT) for key, text in self.data.queries.items()}
+            self.arms[name] = self._words_of(side, self.data.queries)
         self.sparse_side = side
         self.config["sparse"] = side.encoder.settings.to_dict()
 
+    def _words_of(self, side: SparseSide, queries: Mapping[str, str]) -> Rankings:
+        return {key: side.rank(text, LIMIT) for key, text in queries.items()}
+
     def _expansion(self) -> None:
-        """Queries with the words that the model expects; the most expected one has weight 0.4, the others less."""
+        """Queries with the words that the model expects."""
         expander = Expander(self.model, self.sparse_side.encoder, self._embedding())
         found = expander.expand(list(self.data.queries.values()), "query", most=self.options.expansion)
         rankings: dict[str, Ranking] = {}
         for (key, text), words in zip(self.data.queries.items(), found, strict=True):
-            best = max(words.values(), default=1.0)
-            weights = {word: 0.4 * value / best for word, value in words.items()}
-            rankings[key] = self.sparse_side.rank(text, LIMIT, expected=weights)
+            rankings[key] = self.sparse_side.rank(text, LIMIT, expected=weighted(words, EXPECTED_WEIGHT))
         self.arms["sparse + LM-head expansion"] = rankings
+
+    def _document_expansion(self) -> None:
+        """Documents with the words that the model expects in them."""
+        encoder = self.sparse_side.encoder
+        texts = list(self.data.documents.values())
+        found = Expander(self.model, encoder, self._embedding()).expand(
+            texts, "context", most=self.options.document_expansion
+        )
+        expected = [weighted(words, EXPECTED_WEIGHT) for words in found]
+        side = SparseSide.of(self.data.documents, encoder, expected)
+        self.arms["sparse + document expansion"] = self._words_of(side, self.data.queries)
 
     # -- dense vectors --------------------------------------------------------------------------------------------
 
@@ -174,7 +203,8 @@ class Experiment:
             if profile.chosen and profile.chosen != default:
                 self._dense_arm("dense chosen layers", replace(base, layers=profile.chosen))
         self.config["embedding"] = asdict(self.dense_side.embedder.settings)
-        self.arms["dense, 8 bits"] = self._ranked(replace(self.dense_side, vectors=eight_bits(self.dense_side.vectors)))
+        rounded = replace(self.dense_side, vectors=eight_bits(self.dense_side.vectors))
+        self.arms["dense, 8 bits"] = self._ranked(rounded)
 
     def _dense_arm(self, name: str, settings: EmbeddingSettings) -> None:
         made = EncodedSet.of(self.data, self.model, settings)
@@ -192,6 +222,7 @@ class Experiment:
     def _hybrid(self) -> None:
         """Sparse and dense together, the weight found on own sentences."""
         self._words = [self.sparse_side.trial(label, LIMIT) for label in self.labels]
+        self._first_weights: Mapping[str, float] = {"sparse": 1.0}
         if not self.options.routes or not self.labels:
             self.arms["hybrid"] = self.arms["sparse"]
             return
@@ -203,6 +234,18 @@ class Experiment:
         self.arms["hybrid, equal RRF"] = fused(parts, equal, LIMIT, "rrf")
         self.arms["hybrid, equal RSF"] = fused(parts, equal, LIMIT)
         self.arms["hybrid"] = fused(parts, choice.weights, LIMIT)
+        eight = {"sparse": self.arms["sparse"], "dense": self.arms["dense, 8 bits"]}
+        self.arms["hybrid, 8 bits"] = fused(eight, choice.weights, LIMIT)
+        self._first_weights = choice.weights
+
+    def _first_stage(self, queries: Mapping[str, str]) -> Rankings:
+        """The hybrid's rankings of other queries."""
+        words = self._words_of(self.sparse_side, queries)
+        if not self._first_weights.get("dense"):
+            return words
+        vectors = self.dense_side.embedder.encode(list(queries.values()), "query")
+        meaning = dict(zip(queries, self.dense_side.rank_all(vectors, LIMIT), strict=True))
+        return fused({"sparse": words, "dense": meaning}, self._first_weights, LIMIT)
 
     def _token_level(self) -> None:
         """MaxSim over the hybrid's candidates; layer and weight found on own sentences."""
@@ -255,10 +298,9 @@ class Experiment:
         settings = RerankSettings(cue=options.cue, depth=options.depth, tokens_per_batch=max(options.batch, 16384))
         settings = self._tuned(side, settings)
         first = self.arms["hybrid"]
-        candidates = {key: ranking[: options.depth] for key, ranking in first.items()}
-        reranker = StateReranker(self.model, side.left, settings, all_heads=options.all_heads)
-        self.evidence = side.gather(candidates, self.data.queries, reranker, self._tell)
-        evidence = self._of_heads(settings) if options.all_heads else self.evidence
+        self._reranking = (side, settings)
+        self.evidence = self._asked(self.data.queries, first)
+        evidence = self._of_heads(self.evidence)
         arms: dict[str, Mapping[str, float]] = {
             "likelihood alone": {"likelihood": 1.0},
             "attention alone": {"attention": 1.0},
@@ -271,14 +313,38 @@ class Experiment:
         for name, says in arms.items():
             self.arms[name] = reranked(first, evidence, says)
 
-    def _of_heads(self, settings: RerankSettings) -> dict[str, dict[str, Evidence]]:
+    def _asked(self, queries: Mapping[str, str], first: Rankings) -> dict[str, dict[str, Evidence]]:
+        """What the states of the first candidates say about queries; of every head if all are noted."""
+        side, settings = self._reranking
+        candidates = {key: ranking[: self.options.depth] for key, ranking in first.items()}
+        reranker = StateReranker(self.model, side.left, settings, all_heads=self.options.all_heads)
+        return side.gather(candidates, queries, reranker, self._tell)
+
+    def _of_heads(self, evidence: Mapping[str, Mapping[str, Evidence]]) -> Mapping[str, Mapping[str, Evidence]]:
         """The evidence of the chosen heads only."""
-        per_layer = int(self.model.hf.config.get_text_config().num_attention_heads)
-        columns = [layer * per_layer + head for layer, head in settings.heads]
-        return {
-            query: {name: Evidence(e.likelihood, e.attention[columns], e.spread) for name, e in seen.items()}
+        if not self.options.all_heads:
+            return evidence
+        columns = [layer * self._heads_per_layer + head for layer, head in self._reranking[1].heads]
+        return {q: {name: e.of_heads(columns) for name, e in seen.items()} for q, seen in evidence.items()}
+
+    @property
+    def _heads_per_layer(self) -> int:
+        return int(self.model.hf.config.get_text_config().num_attention_heads)
+
+    def _rerank_as_judged(self) -> None:
+        """Heads, weights and depth that are best for the judged queries, used on the set's own."""
+        assert self.judged is not None
+        first = self._first_stage(self.judged.queries)
+        self.judged_evidence = self._asked(self.judged.queries, first)
+        choice = tune_on_judgements(first, self.judged_evidence, self.judged.qrels)
+        self.config["judged"] = {"data": self.judged.name, **asdict(choice)}
+        self._tell(f"judged: {choice.baseline:.4f} -> {choice.score:.4f} with {choice}")
+        hybrid = self.arms["hybrid"]
+        near = {
+            query: {name: seen[name].of_heads(choice.heads) for name, _ in hybrid[query][: choice.depth]}
             for query, seen in self.evidence.items()
         }
+        self.arms[JUDGED] = reranked(hybrid, near, choice.weights)
 
     def _tuned(self, side: StateSide, settings: RerankSettings) -> RerankSettings:
         """Heads and weights found on own sentences; the defaults where there are too few documents for that."""
@@ -288,8 +354,7 @@ class Experiment:
         trials = side.trials(self.labels, shortened, settings, self._tell)
         scores = head_scores(trials)
         columns = best_heads(scores, self.options.heads)
-        per_layer = int(self.model.hf.config.get_text_config().num_attention_heads)
-        heads = tuple(head_name(column, per_layer) for column in columns)
+        heads = tuple(head_name(column, self._heads_per_layer) for column in columns)
         choice = tune_rerank(trials, sorted(columns))
         self.config["rerank"] = {
             "heads": {f"{layer}.{head}": float(scores[c]) for (layer, head), c in zip(heads, columns, strict=True)},

@@ -17,7 +17,7 @@ from nnm_core.evaluation.baselines import BM25, BOTH, MINILM
 from nnm_core.evaluation.datasets import RetrievalSet
 from nnm_core.evaluation.metrics import per_query
 from nnm_core.evaluation.retrieval import Rankings, as_run
-from nnm_core.evaluation.retrieval_experiment import TUNED
+from nnm_core.evaluation.retrieval_experiment import JUDGED, TUNED
 from nnm_core.evaluation.statistics import Interval, bootstrap, paired_bootstrap
 from nnm_core.recall.rerank import Evidence
 
@@ -30,18 +30,21 @@ STEPS: tuple[tuple[str, str, str], ...] = (
     ("runs of characters", "sparse", "sparse words, headline"),
     ("token pieces in their place", "sparse words, headline, pieces", "sparse words, headline"),
     ("LM-head expansion of queries", "sparse + LM-head expansion", "sparse"),
+    ("LM-head expansion of documents", "sparse + document expansion", "sparse"),
     ("whitening", "dense one-pass, whitened", "dense one-pass"),
     ("re-routing in one pass", "dense one-pass, whitened", "dense off, whitened"),
     ("re-routing in two passes", "dense two-pass, whitened", "dense off, whitened"),
     ("chosen layers", "dense chosen layers, whitened", "dense one-pass, whitened"),
     ("8 bits, dense", "dense, 8 bits", "dense one-pass, whitened"),
     ("dense beside sparse", "hybrid", "sparse"),
+    ("8 bits, hybrid", "hybrid, 8 bits", "hybrid"),
     ("token level (MaxSim)", "hybrid + tokens", "hybrid"),
     ("8 bits, token level", "tokens (MaxSim) alone, 8 bits", "tokens (MaxSim) alone"),
     ("query likelihood on states", "hybrid + likelihood", "hybrid"),
     ("attention on states", "hybrid + attention", "hybrid"),
     ("both", "hybrid + both", "hybrid"),
     ("both, weights from own sentences", TUNED, "hybrid"),
+    ("both, weights from judged queries", JUDGED, "hybrid"),
 )
 
 
@@ -125,7 +128,8 @@ def save_runs(path: Path, runs: Mapping[str, Mapping[str, Rankings]], config: Ma
 def save_evidence(path: Path, evidence: Mapping[str, Mapping[str, Evidence]]) -> None:
     """Write what the states said about every candidate, as compressed npz: the key of a query is its id.
 
-    Per query ``<id>/names`` [n], ``<id>/likelihood`` [n] and ``<id>/attention`` [n, heads], half precision.
+    Per query ``<id>/names`` [n], ``<id>/likelihood`` [n], ``<id>/gains`` [n, query tokens] (what the likelihood is the
+    mean of) and ``<id>/attention`` [n, heads], half precision: other weights can be tried on them without the model.
 
     Raises:
         StorageError: the file cannot be written.
@@ -134,6 +138,7 @@ def save_evidence(path: Path, evidence: Mapping[str, Mapping[str, Evidence]]) ->
     for query, seen in evidence.items():
         arrays[f"{query}/names"] = np.array(list(seen))
         arrays[f"{query}/likelihood"] = np.array([e.likelihood for e in seen.values()], np.float32)
+        arrays[f"{query}/gains"] = np.stack([e.gains for e in seen.values()]).astype(np.float16)
         arrays[f"{query}/attention"] = np.stack([e.attention for e in seen.values()]).astype(np.float16)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -77,10 +77,17 @@ class SparseSide:
     scorer: ExactSparse
 
     @classmethod
-    def of(cls, documents: Mapping[str, str], encoder: SparseEncoder) -> SparseSide:
-        """Encode all documents; the mean length is theirs."""
+    def of(
+        cls,
+        documents: Mapping[str, str],
+        encoder: SparseEncoder,
+        expected: Sequence[Mapping[str, float] | None] | None = None,
+    ) -> SparseSide:
+        """Encode all documents, with the words that are `expected` in each; the mean length is theirs."""
         encoder = encoder.with_average_length(encoder.average_length(list(documents.values())))
-        return cls(list(documents), encoder, ExactSparse([encoder.document(text) for text in documents.values()]))
+        more = expected or [None] * len(documents)
+        vectors = [encoder.document(text, words) for text, words in zip(documents.values(), more, strict=True)]
+        return cls(list(documents), encoder, ExactSparse(vectors))
 
     def rank(self, text: str, limit: int, *, expected: Mapping[str, float] | None = None) -> Ranking:
         """Best documents that share a term with the text or with the words that are `expected` in it."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +28,7 @@ from nnm_core.embedding.kv_embedding import EncoderModel
 from nnm_core.errors import InvalidInputError
 from nnm_core.model.attention import AttentionIntervention
 from nnm_core.model.batching import padded_batches
+from nnm_core.model.prompt import QUESTION_HEADER
 from nnm_core.recall.attention_scores import AttentionProbe, Head
 from nnm_core.recall.fusion import FusedHit
 from nnm_core.recall.state_pass import Nothing, Rows, StateView, read_over
@@ -43,14 +44,15 @@ class RerankSettings:
         weights: of ``first``, ``likelihood`` and ``attention``.
         heads: the heads whose attention counts, (layer, head); `nnm_core.recall.tuning` finds them. Without any,
             attention has no say.
-        cue: text before the query. Empty: the query follows the memory directly and its first token is given.
+        cue: text before the query; by default what stands there in NNM's own prompts, so that the model reads what it
+            will read when it answers. Empty: the query follows the memory directly and its first token is given.
         depth: how many candidates of the first stage are re-ranked.
         tokens_per_batch: state tokens that are loaded into one forward pass.
     """
 
     weights: Mapping[str, float] = field(default_factory=lambda: {"first": 1.0, "likelihood": 0.3, "attention": 0.3})
     heads: tuple[Head, ...] = ()
-    cue: str = ""
+    cue: str = QUESTION_HEADER.strip()
     depth: int = 50
     tokens_per_batch: int = 16384
 
@@ -73,11 +75,17 @@ class Evidence:
             memory says nothing about the query.
         attention: per noted head the log attention mass on the memory, [heads]; empty without heads.
         spread: share of the attention on each token of the memory, [tokens]; empty without heads.
+        gains: what `likelihood` is the mean of, [query tokens].
     """
 
     likelihood: float
     attention: Array
     spread: Array
+    gains: Array = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def of_heads(self, columns: Sequence[int]) -> Evidence:
+        """The same with the attention of some heads only, named by their place in `attention`."""
+        return replace(self, attention=self.attention[list(columns)])
 
     def span(self, width: int = 32) -> tuple[int, int]:
         """Token range [start, stop) of the `width` neighbouring tokens that get most attention: what to cite."""
@@ -166,17 +174,20 @@ class StateReranker:
             return made[-1][1]
 
         read = read_over(self._model, self._left, states, cue=cue, query=ids, probe=probe if self._looks else None)
-        gains = (read - null).mean(1).cpu().numpy()
+        gains = (read - null).cpu().numpy()
         if not made:
-            return [Evidence(float(gain), np.zeros(0, np.float32), np.zeros(0, np.float32)) for gain in gains]
+            nothing = np.zeros(0, np.float32)
+            return [Evidence(float(gain.mean()), nothing, nothing, gain) for gain in gains]
         rows, looked = made[0]
         scores = looked.scores().cpu().numpy()
         spread = None if self._all_heads else looked.spread().cpu().numpy()
+        starts = rows.starts.tolist()
         return [
             Evidence(
-                float(gains[row]),
+                float(gains[row].mean()),
                 scores[row],
-                np.zeros(0, np.float32) if spread is None else spread[row, int(rows.starts[row]) : rows.stop],
+                np.zeros(0, np.float32) if spread is None else spread[row, starts[row] : rows.stop],
+                gains[row],
             )
             for row in range(len(states))
         ]

@@ -96,17 +96,26 @@ def read_over(
 
 
 def _padded_cache(left: StateView, memories: Sequence[StateView], width: int) -> DynamicCache:
+    """Left context and memory of every row, moved to the right edge of `width` columns.
+
+    All tokens of a layer are put in one line and picked from it: two operations a tensor, however many rows there are.
+    What a row's columns before its left context hold is masked.
+    """
+    device = memories[0].layers[0][0].device
+    lengths = torch.tensor([memory.length for memory in memories])
+    ends = left.length + lengths.cumsum(0)
+    column = torch.arange(width) - width  # -1 is the row's last token
+    picked = ends[:, None] + column[None, :]
+    before = column[None, :] < -lengths[:, None]
+    picked = torch.where(before, (column[None, :] + lengths[:, None] + left.length).clamp_min(0), picked)
+    picked = picked.flatten().to(device)
     cache = DynamicCache()
     for index in range(len(memories[0].layers)):
-        first_key, first_value = memories[0].layers[index]
-        key = first_key.new_zeros((len(memories), first_key.shape[0], width, first_key.shape[2]))
-        value = first_value.new_zeros((len(memories), first_value.shape[0], width, first_value.shape[2]))
-        for row, memory in enumerate(memories):
-            start = width - memory.length
-            key[row, :, start:], value[row, :, start:] = memory.layers[index]
-            if left.length:
-                before = slice(start - left.length, start)
-                key[row, :, before], value[row, :, before] = left.layers[index]
+        rows = [left.layers[index], *(memory.layers[index] for memory in memories)]
+        key, value = (
+            torch.cat([row[part] for row in rows], 1)[:, picked].unflatten(1, (len(memories), width)).transpose(0, 1)
+            for part in (0, 1)
+        )
         cache.update(key, value, index)
     return cache
 

@@ -102,7 +102,7 @@ def tune_rerank(trials: Sequence[RerankTrial], heads: Sequence[int], *, grid: Se
         (
             t.gold,
             t.first,
-            {k: Evidence(e.likelihood, e.attention[list(heads)], e.spread) for k, e in t.evidence.items()},
+            {key: evidence.of_heads(heads) for key, evidence in t.evidence.items()},
         )
         for t in trials
     ]
