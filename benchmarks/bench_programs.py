@@ -128,7 +128,7 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
         ),
         Program(
             "exactness", "Is the exact tier exact?",
-            ("python", "benchmarks/exactness.py", *_n(quick, "--prompts 80 --chains 8", "--prompts 2 --chains 2")),
+            ("python", "benchmarks/exactness.py", *_n(quick, "--prompts 200", "--prompts 3 --tokens 30")),
             400,
         ),
         Program(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tests.core.families import make
 from tests.core.tiny import byte_tokenizer
 
@@ -115,3 +118,29 @@ def test_the_original_claims_are_measured_with_the_mistake_and_without(long_read
     }
     (first, *_) = report["published"]
     assert first["as_counted"]["p"] < 0.01 < 0.2 < first["each_item_once"]["p"]
+
+
+def test_exactness_is_counted_at_second_use_and_against_reading(long_reader: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/exactness.py"), "--model", str(long_reader)]
+    command += ["--prompts", "11", "--tokens", "30", "--json", str(tmp_path / "r.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    arms = json.loads((tmp_path / "r.json").read_text())["arms"]
+    first, later = arms["8 memories, first use"], arms["1 to 8 memories, second use"]
+    assert (first["prompts"], later["prompts"]) == (2, 11)
+    assert [arm["equal"] for arm in arms.values()] == [arm["prompts"] for arm in arms.values()]
+    assert max(arm["largest"] for arm in arms.values()) < 1e-3
+    # At second use nothing but the question is read; at first use seven of eight passages are.
+    longest = arms["8 memories, second use"]
+    assert longest["read"] < 0.5 * longest["injected"] < first["read"]
+    assert longest["read"] / longest["prompts"] == pytest.approx(later["read"] / later["prompts"], rel=0.5)
+
+
+def test_another_answer_or_another_end_is_not_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    greedy = importlib.import_module("exactness").greedy
+    engine = SimpleNamespace(model=SimpleNamespace(eos_token_ids={2}))
+    logits = torch.eye(5)[[3, 4, 2, 0]]  # reading says 3, 4, end
+    assert greedy(engine, [3, 4, 2], logits)
+    assert not greedy(engine, [3, 1, 2], logits)
+    assert not greedy(engine, [3, 4], logits[:3]), "it has stopped though reading goes on"
