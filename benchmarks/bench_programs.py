@@ -73,7 +73,7 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
         Program(
             "ttft", "Time to the first token",
             ("python", "benchmarks/ttft.py",
-             *_n(quick, "--repeats 5 --lengths 250 500 1000 2000", "--repeats 1 --lengths 100 200")),
+             *_n(quick, "--repeats 4 --lengths 500 1000 2000 3900", "--repeats 1 --lengths 100 200")),
             420, alone=True, plot=True,
         ),
         Program(

@@ -62,6 +62,7 @@ PLACES_PER_BATCH = {"cpu": 6144, "cuda": 98304}
 SETTINGS = ("one needed", "two needed")
 READ, BARE, RANDOM, OWN, NAIVE = "read", "bare", "random", "own sinks", "concatenate"
 DRAWS = 10_000
+Said = tuple[str, float, float]
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,13 @@ class Prompt:
 
 @dataclass
 class Outcome:
-    """What one arm said to every prompt: answers, and the share of the memories' tokens that was computed again."""
+    """What one arm said to every prompt: answers, the share of the memories' tokens that was computed again, and the
+    divergence of its first token's distribution from that of reading, in nats.
+    """
 
     answers: list[str]
     shares: list[float]
+    kl: list[float]
 
 
 def main() -> None:
@@ -197,18 +201,19 @@ class Bench:
         self._left = place(model, capture(model, [self._left_ids])[0], 0)
         self._states: dict[str, State] = {}
         self._alone: dict[str, State] = {}
+        self._reading: Tensor | None = None
         self._budget = PLACES_PER_BATCH.get(model.device.type, PLACES_PER_BATCH["cpu"])
 
     def run(self, prompts: Sequence[Prompt]) -> dict[str, Outcome]:
         """Every arm's outcome, in the order of the prompts."""
         self._ingest({memory.id: memory.text for prompt in prompts for memory in prompt.memories})
-        found: dict[str, dict[int, tuple[str, float]]] = {}
+        found: dict[str, dict[int, Said]] = {}
         lengths = [sum(len(memory.text) // 4 + 4 for memory in prompt.memories) + 80 for prompt in prompts]
         for batch in track(list(padded_batches(lengths, self._budget)), "Answering", transient=True):
             for name, answers in self._batch([prompts[index] for index in batch]):
                 found.setdefault(name, {}).update(zip(batch, answers, strict=True))
         return {
-            name: Outcome([rows[i][0] for i in range(len(prompts))], [rows[i][1] for i in range(len(prompts))])
+            name: Outcome(*(list(side) for side in zip(*(rows[i] for i in range(len(prompts))), strict=True)))
             for name, rows in found.items()
         }
 
@@ -223,7 +228,9 @@ class Bench:
                 states = capture(self.model, [rows[index][1] for index in batch], left)
                 kept.update(zip((rows[index][0] for index in batch), states, strict=True))
 
-    def _batch(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    def _batch(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str, list[Said]]]:
+        """Arm by arm; reading comes first, since the others are compared with it."""
+        self._reading = None
         controls = () if prompts[0].earlier else ((BARE, ""), (RANDOM, "strangers"))
         for name, given in ((READ, "memories"), *controls):
             segments = [self._segments(prompt, getattr(prompt, given) if given else ()) for prompt in prompts]
@@ -275,7 +282,7 @@ class Bench:
     def _board(self, plans: Sequence[Plan]) -> Board:
         return Board.stack([Board.of_plan(self.model, plan, self.max_tokens) for plan in plans])
 
-    def _answers(self, board: Board, chosen: Any) -> list[tuple[str, float]]:
+    def _answers(self, board: Board, chosen: Any) -> list[Said]:
         if isinstance(chosen, Repair | Parallel):
             logits, again = chosen.arrange(board)
         else:
@@ -283,7 +290,10 @@ class Bench:
             logits = board.compute(again)
         tokens = board.mask_of(board.spans).sum(1).clamp_min(1)
         shares = (again.sum(1).double() / tokens).tolist()
-        return list(zip(self._decode(board, logits), shares, strict=True))
+        likely = logits.float().log_softmax(-1)
+        self._reading = likely if self._reading is None else self._reading
+        kl = (self._reading.exp() * (self._reading - likely)).sum(-1).tolist()
+        return list(zip(self._decode(board, logits), shares, kl, strict=True))
 
     def _decode(self, board: Board, logits: Tensor) -> list[str]:
         """Greedy answers of all rows together."""
@@ -343,6 +353,7 @@ def _row(name: str, outcomes: Mapping[str, Outcome], scores: Mapping[str, NDArra
             float(a == b) for a, b in zip(outcomes[name].answers, outcomes[READ].answers, strict=True)
         ),
         "share_recomputed": statistics.mean(outcomes[name].shares),
+        "kl": bootstrap(np.array(outcomes[name].kl)),
         "questions": len(em),
     }
     if name not in (READ, BARE, RANDOM, OWN, NAIVE):
@@ -373,9 +384,13 @@ def add_times(rows: dict[str, dict[str, Any]], times: Mapping[str, Sequence[floa
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """One row an arm: `same` answers as reading, `again` the share recomputed, `TTFT` reading's over the arm's."""
+    """One row an arm.
+
+    `same`: answers that are those of reading; `KL`: of the first token; `again`: the share recomputed; `TTFT`: that of
+    reading over the arm's.
+    """
     shown = Table(title=title)
-    for column in ("arm", "EM", "F1 [95 %]", "F1 - read", "same", "again", "recovery EM", "recovery F1", "TTFT"):
+    for column in ("arm", "EM", "F1 [95 %]", "F1 - read", "same", "KL", "again", "recovery EM", "recovery F1", "TTFT"):
         shown.add_column(column, justify="left" if column == "arm" else "right")
     for name, row in rows.items():
         span = row["f1"]
@@ -386,6 +401,7 @@ def table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
             f"{100 * span.mean:.1f} [{100 * span.low:.1f}, {100 * span.high:.1f}]",
             "" if name == READ else f"{100 * less.mean:+.1f} [{100 * less.low:+.1f}, {100 * less.high:+.1f}]",
             f"{100 * row['same_answer_as_read']:.0f} %",
+            f"{row['kl'].mean:.3f}",
             f"{100 * row['share_recomputed']:.1f} %",
             *(_percent(row.get(f"recovery_{key}")) for key in ("em", "f1")),
             f"{row['read_over_this']:.2f} x" if "read_over_this" in row else "",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from results_parts import codec_rows, composition_rows, questions
+
 Result = Mapping[str, Any]
 Row = Sequence[str]
 
@@ -280,6 +282,16 @@ def _cell(key: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
+def composition(result: Result) -> list[str]:
+    """Every composer beside reading and plain concatenation."""
+    return [questions(result, ("ratio", "max_tokens", "repeats")), table(*composition_rows(result))]
+
+
+def codecs(result: Result) -> list[str]:
+    """What each codec costs in quality, bytes and time."""
+    return [questions(result, ("tokens", "max_tokens", "repeats")), table(*codec_rows(result))]
+
+
 TABLES: dict[str, Callable[[Result], list[str]]] = {
     "equal_budget": equal_budget,
     "ttft": ttft,
@@ -288,6 +300,8 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "langchain_overhead": langchain_overhead,
     "llamaindex_overhead": llamaindex_overhead,
     "exactness": exactness,
+    "composition": composition,
+    "codecs": codecs,
     "original_claims": original_claims,
     "gate_qa": gate,
     "gate_needle": gate,

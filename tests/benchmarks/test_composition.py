@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -59,6 +60,7 @@ def test_answers_on_the_board_are_those_of_the_engine(program: ModuleType, squad
         found = bench.run(prompts)
         for name in ("read", *names()):
             how = {"mode": "read"} if name == "read" else {"policy": "fast"}
+            assert all(kl == 0 if name == "read" else kl > 0 for kl in found[name].kl)
             for prompt, said, share in zip(prompts, found[name].answers, found[name].shares, strict=True):
                 chosen = next((c for c in bench.composers if c.name == name), None)
                 ids = [memory.id for memory in prompt.memories]
@@ -108,7 +110,12 @@ def test_recovery_is_the_share_of_the_way(program: ModuleType) -> None:
     assert program.recovery(naive, read, read)["mean"] is None, "there is no way to go"
 
 
-def test_the_program_writes_arms_config_and_plot(reader: Path, squad: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_program_writes_arms_config_and_plot(
+    reader: Path,  # noqa: F811
+    squad: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     command = [sys.executable, str(PROGRAM), "--model", str(reader), "--device", "cpu", "--data", str(squad.parent)]
     command += ["--memories", "2", "--questions", "3", "--max-tokens", "3", "--repeats", "1"]
     command += ["--composers", "guided-offset", "parallel"]
@@ -123,7 +130,27 @@ def test_the_program_writes_arms_config_and_plot(reader: Path, squad: Path, tmp_
     arms = {name.split(",")[0] for name in report["arms"]}
     assert arms == {"read", "bare", "random", "own sinks", "concatenate", "guided-offset", "parallel"}
     row = report["arms"]["guided-offset, 2 memories, one needed"]
-    assert {"em", "f1", "recovery_em", "share_recomputed", "read_over_this", "f1_minus_read"} <= row.keys()
+    assert {"em", "f1", "kl", "recovery_em", "share_recomputed", "read_over_this", "f1_minus_read"} <= row.keys()
     assert row["share_recomputed"] <= 0.15
     assert row["f1"]["count"] == report["config"]["questions"] == 3
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert report["config"]["command"].endswith("--composers guided-offset parallel")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    about, table = importlib.import_module("results_tables").composition(report)
+    assert about.startswith("3 questions (dev-v1.1.json")
+    assert len(table.splitlines()) == 2 + len(report["arms"])
+    assert f"| 2 | one | guided-offset | {100 * row['em']['mean']:.1f} |" in table
+
+
+def test_codecs_have_a_table_too(reader: Path, squad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    command = [sys.executable, str(ROOT / "benchmarks/codecs.py"), "--model", str(reader), "--device", "cpu"]
+    command += ["--data", str(squad), "--codecs", "native", "int8", "--tokens", "40", "--repeats", "1"]
+    done = subprocess.run([*command, "--json", str(tmp_path / "r.json")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    _, table = importlib.import_module("results_tables").codecs(report)
+    cells = {line.split("|")[1].strip(): line.split("|") for line in table.splitlines()}
+    assert float(cells["native"][7].replace(",", "")) > 2 * float(cells["int8"][7].replace(",", "")) > 0
+    assert cells["native"][8].strip() == "0.0000 / 0.0000" != cells["int8"][8].strip()
+    assert {"read", "bare", "random"} < cells.keys()

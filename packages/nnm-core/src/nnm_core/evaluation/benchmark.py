@@ -7,6 +7,7 @@ import datetime
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -47,11 +48,28 @@ def environment(model: LoadedModel) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "machine": f"{platform.system()} {platform.machine()}",
+        "machine": f"{platform.system()} {platform.machine()}{_accelerator(model)}",
         "python": platform.python_version(),
         "versions": versions(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": command(sys.argv),
     }
+
+
+def command(words: Sequence[str]) -> str:
+    """The command line as one that another can repeat: without the files that it writes."""
+    kept, leave_out = ["python", *words[:1]], 0
+    for word in words[1:]:
+        leave_out = 2 if word in ("--json", "--plot") else max(0, leave_out - 1)
+        if not leave_out:
+            kept.append(word)
+    return " ".join(kept)
+
+
+def _accelerator(model: LoadedModel) -> str:
+    import torch
+
+    return f", {torch.cuda.get_device_name(model.device)}" if model.device.type == "cuda" else ""
 
 
 def versions() -> dict[str, str]:

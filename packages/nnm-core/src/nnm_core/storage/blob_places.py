@@ -50,6 +50,17 @@ def _data_size(tensors: Mapping[str, torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) + _HEADER_GUESS
 
 
+def _read_ahead(path: Path) -> None:
+    """Let the system begin to read the whole file: page faults alone would ask for it in small pieces, one by one."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(descriptor)
+
+
 class LocalPlace:
     """One file per blob, written under a temporary name and renamed, readable by its owner only."""
 
@@ -112,6 +123,7 @@ class LocalPlace:
         try:
             before = path.stat()
             manifest = self._manifest(key, path, before)
+            _read_ahead(path)
             # One mapping for all tensors (the library makes one each): a run of them can be copied at once.
             storage: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=before.st_size)
             tensors = blob_format.tensors_of(torch.empty(0, dtype=torch.uint8).set_(storage))
