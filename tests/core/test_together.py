@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import CancelledError
 
 import pytest
 from tests.core.families import loaded
@@ -110,3 +111,36 @@ def test_a_rows_own_cache_is_freed_when_it_is_in_the_batch(monkeypatch: pytest.M
     with engine() as nnm:
         nnm.answer_batch(QUESTIONS, k=1, max_tokens=4)
     assert alive == [0, 0, 0, 0]
+
+
+def test_answers_with_options_of_their_own_finish_together() -> None:
+    with engine() as nnm, engine() as other:
+        options = [
+            {"max_tokens": 5},
+            {"max_tokens": 9, "mode": "read"},
+            {"temperature": 0.8, "seed": 3, "max_tokens": 7},
+        ]
+        alone = [nnm.answer(q, k=2, **own) for q, own in zip(QUESTIONS, options, strict=False)]  # type: ignore[arg-type]  # mixed
+        begun = [nnm.stream(q, k=2, **own) for q, own in zip(QUESTIONS, options, strict=False)]  # type: ignore[arg-type]  # mixed
+        together = nnm.finish(begun)
+        assert [a.token_ids for a in together] == [a.token_ids for a in alone]
+        assert nnm.stats()["batches"]["largest_rows"] == 3
+        assert nnm.finish([]) == []
+        with pytest.raises(InvalidInputError, match="another engine"):
+            nnm.finish([other.stream("When?", k=1)])
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])  # together, and one by one
+def test_nobody_decodes_what_is_not_wanted_any_more(family: str) -> None:
+    with engine(family) as nnm:
+        asked = 0
+
+        def wanted() -> bool:
+            nonlocal asked
+            asked += 1
+            return asked < 6
+
+        with pytest.raises(CancelledError):
+            nnm.finish([nnm.stream(q, k=1, max_tokens=40) for q in QUESTIONS[:2]], wanted=wanted)
+        assert asked == 6
+        assert nnm.answer("When?", k=1, max_tokens=4).text == nnm.answer("When?", k=1, max_tokens=4).text

@@ -16,7 +16,7 @@ from typing import Any
 from tests.core.families import tiny
 from tests.core.tiny import byte_tokenizer
 
-from nnm_core import NNM, Chunk, Message
+from nnm_core import NNM, Answer, Chunk, Message
 from nnm_core.model.load import LoadedModel, wrap_model
 
 # The way Qwen's template does it, shortened.
@@ -58,6 +58,10 @@ class ScriptedNNM(NNM):
         cut = min((text.index(s) for s in stop if s in text), default=len(text))
         pieces = [text[:cut][at : at + 7] for at in range(0, max(cut, 1), 7)]
         yield from _chunks(pieces, replace(last.answer, text=text[:cut]))
+
+    def finish(self, answers: Sequence[Any], **_: Any) -> list[Answer]:
+        """The end of each stream, one after the other."""
+        return [list(chunks)[-1].answer for chunks in answers]
 
 
 def _messages(question: Any) -> Sequence[Message]:

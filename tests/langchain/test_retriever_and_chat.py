@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from langchain_core.runnables import Runnable, RunnablePassthrough
 from pydantic import ValidationError
 from tests.langchain.engines import BINS, FALCON, KEY, open_tiny
 
-from langchain_nnm import ChatNNM, NNMRetriever
+from langchain_nnm import NNMLLM, ChatNNM, NNMRetriever, NNMVectorStore
 from langchain_nnm._messages import to_engine
 from nnm_core import NNM, FilterError, InvalidInputError, MemoryNotInjectedError
 
@@ -138,6 +139,37 @@ def test_the_scope_of_a_run_is_in_its_config(nnm: NNM, place: str) -> None:
     assert "falcon" in memories(list(chain.stream("Who leads Falcon?", config))[-1])
     assert nnm.leases.find(FALCON) == (FALCON,)
     assert nnm.leases.find(FALCON, scope="run-7") != (FALCON,)
+
+
+@pytest.mark.parametrize("place", ["configurable", "metadata"])
+async def test_the_scope_is_in_the_config_of_a_single_call_too(nnm: NNM, place: str) -> None:
+    config: Any = {place: {"nnm_scope": "run-7"}}
+    retriever, chat, llm = NNMRetriever(nnm=nnm, k=1), ChatNNM(nnm=nnm, max_tokens=1), NNMLLM(nnm=nnm, max_tokens=1)
+    retriever.invoke("Who leads Falcon?", config)
+    assert nnm.leases.find(FALCON) == (FALCON,)
+    assert set(memories(chat.invoke(FALCON, config))) == {"falcon"}
+    assert set(memories(await chat.ainvoke(FALCON, config))) == {"falcon"}
+    assert set(memories(list(chat.stream(FALCON, config))[-1])) == {"falcon"}
+    assert set(memories([chunk async for chunk in chat.astream(FALCON, config)][-1])) == {"falcon"}
+    asked = await asyncio.gather(chat.abatch([FALCON, FALCON], config), chat.abatch([FALCON]))
+    assert [set(memories(message)) for message in asked[0]] == [{"falcon"}] * 2
+    assert memories(asked[1][0]) == {}
+    assert await llm.ainvoke(FALCON, config) == llm.invoke(FALCON, config)
+    await NNMRetriever(nnm=nnm, k=1).ainvoke("Where are the bins?", config)
+    assert nnm.leases.find(BINS) == (BINS,)
+    for kind in ("similarity", "mmr", "similarity_score_threshold"):
+        nnm.leases.drop(["key"])
+        threshold = {"score_threshold": 0.0} if kind == "similarity_score_threshold" else {}
+        store = NNMVectorStore(nnm).as_retriever(search_type=kind, search_kwargs={"k": 1, **threshold})
+        for found in (
+            store.invoke("Where is the spare key?", config),
+            await store.ainvoke("Where is it, the key?", config),
+        ):
+            assert [document.id for document in found] == ["key"]
+        assert nnm.leases.find(KEY) == (KEY,)
+        assert nnm.leases.find(KEY, scope="run-7") != (KEY,)
+        store.invoke("Where is the spare key?", config, scope="other")
+        assert nnm.leases.find(KEY, scope="other") != (KEY,)
 
 
 # -- artifacts ------------------------------------------------------------------------------------------------------

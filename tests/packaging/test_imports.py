@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -15,28 +18,47 @@ PUBLIC = {
     "nnm_core": {
         "NNM",
         "Answer",
+        "Answering",
         "Chunk",
+        "Composer",
         "ContextOverflowError",
+        "Costs",
         "EngineClosedError",
         "FilterError",
+        "Grammar",
         "Hit",
         "InvalidInputError",
         "InjectionSettings",
         "JsonSchema",
+        "LayerProfile",
+        "LoadedModel",
         "Memory",
         "MemoryNotFoundError",
         "MemoryNotInjectedError",
         "MemoryUse",
         "Message",
+        "Missing",
+        "Mode",
         "ModelError",
         "ModelNotFoundError",
         "NNMError",
+        "Order",
+        "Overflow",
+        "Planner",
+        "Policy",
         "PositionError",
+        "Quality",
         "Receipt",
+        "Role",
+        "Scores",
+        "SelfTest",
         "StorageError",
         "StoreLockedError",
         "StoreMismatchError",
+        "StoreSettings",
+        "Tier",
         "UnsupportedModelError",
+        "UseAction",
         "__version__",
     },
     "langchain_nnm": {
@@ -62,6 +84,9 @@ PUBLIC = {
         "receipts",
     },
 }
+
+# Given and taken as wholes: what stands in their own signatures is not the public face.
+WHOLES = {"Answering", "Composer", "Costs", "Grammar", "JsonSchema", "LayerProfile", "LoadedModel"}
 
 
 def modules_after(statement: str) -> set[str]:
@@ -91,3 +116,39 @@ def test_every_public_name_resolves(module: str) -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         importlib.import_module("nnm_core").Nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("module", sorted(PUBLIC))
+def test_the_types_of_public_signatures_are_public(module: str) -> None:
+    public = importlib.import_module(module)
+    importable = {
+        id(getattr(importlib.import_module(name), item)) for name in {module, "nnm_core"} for item in PUBLIC[name]
+    }
+    hidden = {
+        f"{kind.__module__}.{kind.__name__}: {where}"
+        for name in PUBLIC[module] - WHOLES
+        for where, hints in signatures(getattr(public, name))
+        for kind in classes(hints)
+        if kind.__module__.split(".")[0] in PUBLIC and id(kind) not in importable
+    }
+    assert not hidden
+
+
+def signatures(thing: Any) -> Iterator[tuple[str, list[Any]]]:
+    """The annotations of a public class's own fields and public methods, or of a function."""
+    engine = importlib.import_module("nnm_core")
+    known = {name: getattr(engine, name) for name in engine.__all__}  # some are imported for type checkers only
+    members = inspect.getmembers(thing) if inspect.isclass(thing) else [("", thing)]
+    for name, member in members:
+        member = getattr(member, "fget", None) or getattr(member, "func", None) or getattr(member, "__func__", member)
+        ours = inspect.isfunction(member) and member.__module__.split(".")[0] in PUBLIC
+        if ours and (name == "__init__" or not name.startswith("_")):
+            yield f"{thing.__name__}.{name}", list(get_type_hints(member, localns=known).values())
+
+
+def classes(hints: Any) -> Iterator[type]:
+    """All classes in annotations, however deep."""
+    for hint in hints:
+        yield from classes(hint if isinstance(hint, list) else get_args(hint))
+        if inspect.isclass(hint):
+            yield hint

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
+from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from nnm_core import Chunk, InvalidInputError, Memory, Message
+from nnm_core import InvalidInputError, Memory, Message
+
+if TYPE_CHECKING:
+    from nnm_core import Answering
 
 SCOPE_KEY = "nnm_scope"
 DEFAULT_MAX_TOKENS = 256
@@ -114,7 +118,7 @@ class EngineOptions(BaseModel):
         references: Sequence[Memory] = (),
         metadata: dict[str, Any] | None = None,
         call: dict[str, Any],
-    ) -> Iterator[Chunk]:
+    ) -> Answering:
         """Answer a prompt with these options, overridden by those of the call.
 
         Raises:
@@ -134,7 +138,7 @@ class EngineOptions(BaseModel):
         sampling = {name: options[name] for name in _SAMPLING if options[name] is not None}
         sampling.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
         routing = {name: options[name] for name in _ROUTING}
-        chunks: Iterator[Chunk] = self.nnm.stream(
+        answering: Answering = self.nnm.stream(
             list(prompt),
             memories=memories,
             references=references,
@@ -144,7 +148,7 @@ class EngineOptions(BaseModel):
             **sampling,
             **routing,
         )
-        return chunks
+        return answering
 
     def _scope(self, given: str | None, metadata: dict[str, Any] | None) -> str:
         return given if given is not None else scope_of(self.scope, metadata)
@@ -163,3 +167,13 @@ def scope_of(own: str, metadata: dict[str, Any] | None) -> str:
         if source and isinstance(source.get(SCOPE_KEY), str):
             return str(source[SCOPE_KEY])
     return own
+
+
+def in_scope(config: RunnableConfig | None, options: dict[str, Any]) -> dict[str, Any]:
+    """A call's options with the scope of its config: LangChain hands not all of a config on to what is called."""
+    places: dict[str, Any] = {**(config or {})}
+    for name in ("metadata", "configurable"):
+        given = (places.get(name) or {}).get(SCOPE_KEY)
+        if isinstance(given, str):
+            return {"scope": given, **options}
+    return options

@@ -6,17 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import ContextThreadPoolExecutor, get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from langchain_nnm._engine import EngineOptions
+from langchain_nnm._batch import Meeting, parts, take_seat
+from langchain_nnm._engine import EngineOptions, in_scope
 from langchain_nnm._messages import referenced, to_engine
 from langchain_nnm._results import chat_chunks, chat_result
 from langchain_nnm._structured import INSTALL, call_schema, can_constrain, schema_of, structured, with_note
@@ -31,8 +33,11 @@ from langchain_nnm._tools import (
     tool_prompt,
 )
 from langchain_nnm._version import __version__
-from nnm_core import Chunk, InvalidInputError, JsonSchema, Memory, Message
+from nnm_core import Answer, Chunk, InvalidInputError, JsonSchema, Memory, Message
 from nnm_core.aio import iterate
+
+if TYPE_CHECKING:
+    from nnm_core import Answering
 
 _Runs = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None
 
@@ -160,6 +165,96 @@ class ChatNNM(EngineOptions, BaseChatModel):
             return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
         return structured(self, schema, include_raw=include_raw, method=method, **kwargs)
 
+    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
+        """As in the base class, in the scope that the config names."""
+        return super().invoke(input, config, **in_scope(config, kwargs))
+
+    async def ainvoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        """As `invoke`, off the event loop."""
+        return await super().ainvoke(input, config, **in_scope(config, kwargs))
+
+    def stream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[AIMessageChunk]:
+        """As `invoke`, piece by piece."""
+        return super().stream(input, config, **in_scope(config, kwargs))
+
+    def astream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[AIMessageChunk]:
+        """As `stream`, off the event loop."""
+        return super().astream(input, config, **in_scope(config, kwargs))
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answer several prompts; they decode together, and each answer is what it would be alone.
+
+        Args:
+            inputs: the prompts.
+            config: one for all, or one each; `max_concurrency` says how many decode together (32).
+            return_exceptions: put an error in the place of its answer.
+            **kwargs: options of the calls.
+        """
+        if not inputs:
+            return []
+        configs = get_config_list(config, len(inputs))
+
+        def call(meeting: Meeting, number: int, value: LanguageModelInput, its: RunnableConfig) -> Any:
+            with meeting.seat(number):
+                try:
+                    return self.invoke(value, its, **kwargs)
+                except Exception as error:
+                    if return_exceptions:
+                        return error
+                    raise
+
+        answers: list[AIMessage] = []
+        for part in parts(len(inputs), configs[0].get("max_concurrency")):
+            calls = list(zip(inputs[part], configs[part], strict=True))
+            meeting = Meeting(self.nnm, len(calls), lambda work: work())
+            with ContextThreadPoolExecutor(max_workers=len(calls)) as threads:
+                waiting = [threads.submit(call, meeting, number, *one) for number, one in enumerate(calls)]
+                try:
+                    answers += [one.result() for one in waiting]
+                except KeyboardInterrupt:
+                    meeting.give_up()
+                    raise
+        return answers
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """As `batch`, off the event loop; cancelling the task ends the decoding."""
+        if not inputs:
+            return []
+        configs = get_config_list(config, len(inputs))
+
+        async def call(meeting: Meeting, number: int, value: LanguageModelInput, its: RunnableConfig) -> AIMessage:
+            with meeting.seat(number):
+                return await self.ainvoke(value, its, **kwargs)
+
+        answers: list[Any] = []
+        loop = asyncio.get_running_loop()
+        for part in parts(len(inputs), configs[0].get("max_concurrency")):
+            calls = list(zip(inputs[part], configs[part], strict=True))
+            meeting = Meeting(self.nnm, len(calls), lambda work: loop.run_in_executor(None, work))
+            tasks = (call(meeting, number, *one) for number, one in enumerate(calls))
+            answers += await asyncio.gather(*tasks, return_exceptions=return_exceptions)
+        return answers
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -167,11 +262,14 @@ class ChatNNM(EngineOptions, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        prompt = self._prompt(messages, kwargs)
+        prompt, seat = self._prompt(messages, kwargs), take_seat(self.nnm)
+        answering = self._run(prompt, stop, run_manager)
+        if seat is not None:
+            return self._finished(prompt, seat.ask(answering).result())
         chunk = Chunk("")
-        for chunk in self._run(prompt, stop, run_manager):  # noqa: B007  # the last one has the answer
+        for chunk in answering:  # noqa: B007  # the last one has the answer
             pass
-        return self._finished(prompt, chunk)
+        return self._finished(prompt, chunk.answer)
 
     def _stream(
         self,
@@ -180,6 +278,7 @@ class ChatNNM(EngineOptions, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
+        _leave_seat(self.nnm)
         for chunk in self._chunks(messages, stop, run_manager, kwargs):
             if run_manager:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
@@ -192,13 +291,17 @@ class ChatNNM(EngineOptions, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        prompt = await asyncio.to_thread(self._prompt, messages, kwargs)
+        prompt, seat = await asyncio.to_thread(self._prompt, messages, kwargs), take_seat(self.nnm)
+        if seat is not None:
+            answering = await asyncio.to_thread(self._run, prompt, stop, run_manager)
+            answer: Answer = await asyncio.wrap_future(seat.ask(answering))
+            return self._finished(prompt, answer)
         chunk = Chunk("")
         # Token by token, so that a cancelled task stops the decoding.
         async with aclosing(iterate(lambda: self._run(prompt, stop, run_manager))) as pieces:
             async for chunk in pieces:  # noqa: B007
                 pass
-        return self._finished(prompt, chunk)
+        return self._finished(prompt, chunk.answer)
 
     async def _astream(
         self,
@@ -207,6 +310,7 @@ class ChatNNM(EngineOptions, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        _leave_seat(self.nnm)
         async with aclosing(iterate(lambda: self._chunks(messages, stop, run_manager, kwargs))) as chunks:
             async for chunk in chunks:
                 if run_manager:
@@ -241,7 +345,7 @@ class ChatNNM(EngineOptions, BaseChatModel):
         message = tool_prompt(self.nnm, messages, tools, begun, memories)
         return _Prompt([message], [*references, *memories], options, style, begun)
 
-    def _run(self, prompt: _Prompt, stop: list[str] | None, run_manager: _Runs) -> Iterator[Chunk]:
+    def _run(self, prompt: _Prompt, stop: list[str] | None, run_manager: _Runs) -> Answering:
         return self.engine_stream(
             prompt.messages,
             stop=stop,
@@ -256,11 +360,18 @@ class ChatNNM(EngineOptions, BaseChatModel):
         prompt = self._prompt(messages, kwargs)
         return chat_chunks(self.model, self._run(prompt, stop, run_manager), prompt.style, prompt.forced)
 
-    def _finished(self, prompt: _Prompt, chunk: Chunk) -> ChatResult:
-        if chunk.answer is None:
+    def _finished(self, prompt: _Prompt, answer: Answer | None) -> ChatResult:
+        if answer is None:
             raise RuntimeError("the stream ended without an answer")  # the engine always ends with one
-        reply = parse_reply(prompt.forced + chunk.answer.text, prompt.style) if prompt.style else None
-        return chat_result(self.model, chunk.answer, reply)
+        reply = parse_reply(prompt.forced + answer.text, prompt.style) if prompt.style else None
+        return chat_result(self.model, answer, reply)
+
+
+def _leave_seat(nnm: Any) -> None:
+    """Nobody waits for a call that is streamed."""
+    seat = take_seat(nnm)
+    if seat is not None:
+        seat.leave()
 
 
 def _begun(style: CallFormat, must: Sequence[str], *, kept: bool) -> str:

@@ -7,10 +7,12 @@ from typing import Any
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+from langchain_core.runnables import RunnableConfig
+from langchain_core.vectorstores import VectorStoreRetriever
 from pydantic import Field
 
 from langchain_nnm._documents import to_document
-from langchain_nnm._engine import scope_of
+from langchain_nnm._engine import in_scope, scope_of
 
 
 class NNMRetriever(BaseRetriever):
@@ -33,6 +35,14 @@ class NNMRetriever(BaseRetriever):
     k: int = Field(default=4, gt=0)
     filter: Any = None
     scope: str = ""
+
+    def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """As in the base class, in the scope that the config names."""
+        return super().invoke(input, config, **in_scope(config, kwargs))
+
+    async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """As `invoke`, off the event loop."""
+        return await super().ainvoke(input, config, **in_scope(config, kwargs))
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **options: Any
@@ -67,3 +77,15 @@ class NNMRetriever(BaseRetriever):
             ls_embedding_provider="nnm",
             ls_embedding_model=self.nnm.model.name,
         )
+
+
+class StoreRetriever(VectorStoreRetriever):
+    """What `NNMVectorStore.as_retriever` gives: LangChain's own, which also searches in the scope of its call."""
+
+    def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """As in the base class, in the scope that the config names."""
+        return super().invoke(input, config, **in_scope(config, kwargs))
+
+    async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """As `invoke`, off the event loop."""
+        return await super().ainvoke(input, config, **in_scope(config, kwargs))

@@ -8,11 +8,12 @@ from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.vectorstores import VectorStore
+from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_nnm._documents import as_documents, ids_for, to_document
 from langchain_nnm._search import EngineSearch, refuse_unknown
 from langchain_nnm.embeddings import NNMEmbeddings
+from langchain_nnm.retrievers import StoreRetriever
 from nnm_core import Hit, InvalidInputError
 
 Scored = list[tuple[Document, float]]
@@ -211,6 +212,16 @@ class NNMVectorStore(VectorStore):
         """As `max_marginal_relevance_search_by_vector`, off the event loop."""
         hits = await self._engine.asearch("", embedding, max(k, fetch_k), alpha=1, **kwargs)
         return await asyncio.to_thread(self._diverse, hits, k, lambda_mult)
+
+    def as_retriever(self, **kwargs: Any) -> VectorStoreRetriever:
+        """A retriever of this store, which searches in the scope of its call.
+
+        Args:
+            **kwargs: ``search_type`` (``similarity``, ``mmr`` or ``similarity_score_threshold``), ``search_kwargs``
+                and ``tags``.
+        """
+        tags = kwargs.pop("tags", None) or [*self._get_retriever_tags()]
+        return StoreRetriever(vectorstore=self, tags=tags, **kwargs)
 
     # -- relevance ----------------------------------------------------------------------------------------------
 

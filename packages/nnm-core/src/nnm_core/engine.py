@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from numpy.typing import ArrayLike
 
@@ -38,7 +38,7 @@ from nnm_core.planning import PlanFace, open_planner
 from nnm_core.recall.dialogue import Asking, answer_now
 from nnm_core.recall.leases import LeaseBook
 from nnm_core.recalling import Recall, describe
-from nnm_core.records import Answer, Hit, Memory, Message, Mode, Order, Policy
+from nnm_core.records import Answer, Hit, Memory, Message, Missing, Mode, Order, Overflow, Policy
 from nnm_core.scoring import ScoreFace
 from nnm_core.states.capture import capture, place
 from nnm_core.states.state import PlacedState
@@ -46,8 +46,6 @@ from nnm_core.storage.filters import parse_filter
 from nnm_core.together import Answering, BatchFace
 from nnm_core.vectors import VectorFace, Vectors, given_vectors, one_vector
 
-Overflow = Literal["raise", "drop"]
-Missing = Literal["raise", "skip"]
 Question = str | Sequence[Message]
 
 

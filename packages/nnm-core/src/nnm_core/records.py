@@ -11,6 +11,8 @@ from typing import Any, Literal
 Mode = Literal["inject", "read", "bare"]
 Policy = Literal["exact", "auto", "fast"]
 Order = Literal["ranked", "canonical"]
+Overflow = Literal["raise", "drop"]
+Missing = Literal["raise", "skip"]
 Tier = Literal["exact", "composed", "compressed", "text"]
 UseAction = Literal["exact", "composed", "read"]
 # ``prompt``: a whole prompt, formatted for the model already; it stands alone and no chat template is applied.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -34,7 +35,7 @@ class Answering(Iterator[Chunk]):
     """An answer that is decoded as it is iterated over, and the request that it answers."""
 
     def __init__(self, answerer: Answerer, request: Request) -> None:
-        self.request = request
+        self.answerer, self.request = answerer, request
         self._chunks = answerer.stream(request)
 
     def __next__(self) -> Chunk:
@@ -77,10 +78,33 @@ class BatchFace:
             batch_tokens: most tokens that a batch's cache may hold, padding included; a longer prompt stands alone.
             **options: as of `NNM.stream`, for all of them.
         """
+        return self.finish([self.stream(question, **options) for question in questions], batch_tokens=batch_tokens)
+
+    def finish(
+        self,
+        answers: Sequence[Answering],
+        *,
+        batch_tokens: int = DEFAULT_TOKENS,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> list[Answer]:
+        """The finished answers of several streams that nobody has begun to read; they decode together.
+
+        Args:
+            answers: of `stream` of this engine, each with its own options.
+            batch_tokens: as of `answer_batch`.
+            wanted: asked before each token; the work ends when it says no.
+
+        Raises:
+            InvalidInputError: one of them is another engine's.
+            CancelledError: the answers are not wanted any more.
+            NNMError: one of them cannot be answered; none is finished then.
+        """
         if batch_tokens < 1:
             raise InvalidInputError(f"batch_tokens is {batch_tokens}.", hint="Allow at least one token.")
-        requests = [self.stream(question, **options).request for question in questions]
-        return answer_together(self._answerer, requests, self._batch_use, batch_tokens=batch_tokens)
+        if any(answer.answerer is not self._answerer for answer in answers):
+            raise InvalidInputError("These are answers of another engine.", hint="Finish each with its own engine.")
+        requests = [answer.request for answer in answers]
+        return answer_together(self._answerer, requests, self._batch_use, batch_tokens=batch_tokens, wanted=wanted)
 
     @cached_property
     def _batch_use(self) -> BatchUse:
@@ -104,7 +128,12 @@ class _Row:
 
 
 def answer_together(
-    answerer: Answerer, requests: Sequence[Request], use: BatchUse, *, batch_tokens: int = DEFAULT_TOKENS
+    answerer: Answerer,
+    requests: Sequence[Request],
+    use: BatchUse,
+    *,
+    batch_tokens: int = DEFAULT_TOKENS,
+    wanted: Callable[[], bool] = lambda: True,
 ) -> list[Answer]:
     """Answer all requests, in batches whose caches hold at most `batch_tokens` tokens (or one prompt).
 
@@ -112,7 +141,8 @@ def answer_together(
     parallel positions, and states that lack tokens or layers are answered one by one.
 
     Raises:
-        see `Answerer.stream`; then nothing is answered.
+        CancelledError: `wanted` says that nobody waits for them any more.
+        Others: see `Answerer.stream`; then nothing is answered.
     """
     lengths = [_length(answerer, request) for request in requests]
     found: dict[int, Answer] = {}
@@ -120,14 +150,15 @@ def answer_together(
     plain = [r.injection == AS_READ and not isinstance(r.composer, Parallel) for r in requests]
     together = [index for index, alike in enumerate(plain) if fit and alike]
     for group in _groups(sorted(together, key=lambda i: lengths[i]), lengths, batch_tokens):
-        answers = _batch(answerer, [requests[i] for i in group], max(lengths[i] for i in group), use)
+        answers = _batch(answerer, [requests[i] for i in group], max(lengths[i] for i in group), use, wanted)
         found.update(zip(group, answers, strict=True))
     for index, request in enumerate(requests):
         if index not in found:
             use.alone += 1
-            *_, last = answerer.stream(request)
-            assert last.answer is not None  # the last chunk carries it
-            found[index] = last.answer
+            for chunk in answerer.stream(request):
+                _go_on(wanted)
+                if chunk.answer is not None:
+                    found[index] = chunk.answer
     return [found[index] for index in range(len(requests))]
 
 
@@ -150,10 +181,20 @@ def _groups(order: Sequence[int], lengths: Sequence[int], most: int) -> Iterator
         yield group
 
 
+def _go_on(wanted: Callable[[], bool]) -> None:
+    if not wanted():
+        raise CancelledError("nobody waits for these answers any more")
+
+
 @torch.inference_mode()
-def _batch(answerer: Answerer, requests: Sequence[Request], capacity: int, use: BatchUse) -> list[Answer]:
+def _batch(
+    answerer: Answerer, requests: Sequence[Request], capacity: int, use: BatchUse, wanted: Callable[[], bool]
+) -> list[Answer]:
     cache = BatchCache(answerer.model.layers, len(requests), capacity)
-    rows = [_begun(answerer, request, cache) for request in requests]
+    rows = []
+    for request in requests:
+        _go_on(wanted)
+        rows.append(_begun(answerer, request, cache))
     use.answers += len(rows)
     use.largest_rows = max(use.largest_rows, len(rows))
     use.largest_bytes = max(use.largest_bytes, cache.nbytes())
@@ -165,6 +206,7 @@ def _batch(answerer: Answerer, requests: Sequence[Request], capacity: int, use: 
         if len(kept) < len(active):
             cache.keep(kept)
             active = [active[index] for index in kept]
+        _go_on(wanted)
         logits = _pass(answerer, cache, [row.steps[-1].token_id for row in active])
         for row, scores in zip(active, logits, strict=True):
             row.steps.append(row.decoder.step(scores))
