@@ -11,12 +11,6 @@ from nnm_core import NNM
 from nnm_core.model.load import LoadedModel, load_model
 
 
-@pytest.fixture(autouse=True)
-def _unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine whose costs nobody has measured: states are loaded wherever that is exact."""
-    monkeypatch.setattr("nnm_core.planning.load_costs", lambda *_, **__: None)
-
-
 @pytest.fixture
 def nnm() -> Iterator[NNM]:
     """A tiny engine with three memories: bins, falcon, key."""

@@ -7,12 +7,6 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine whose costs nobody has measured: states are loaded wherever that is exact."""
-    monkeypatch.setattr("nnm_core.planning.load_costs", lambda *_, **__: None)
-
-
-@pytest.fixture(autouse=True)
 def _owned_event_loop() -> Iterator[None]:
     """LlamaIndex and pytest-asyncio ask for "the" event loop outside of any; one made for them would stay unclosed."""
     loop = asyncio.new_event_loop()

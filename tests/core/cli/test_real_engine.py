@@ -148,6 +148,7 @@ def test_the_doctor_examines_the_model(cli: Nnm, reader: Path) -> None:
 
 def test_the_doctor_measures_and_calibrates(cli: Nnm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # other tests must not know these costs
+    monkeypatch.delenv("NNM_COSTS")
     Path("q.jsonl").write_text('{"question": "When are the bins collected?", "answers": ["Tuesday"]}\n')
     ran = cli("doctor", "--costs", "--calibrate", "--questions", "q.jsonl", "--count", "2", "--json", "-")
     report = json.loads(ran.out)

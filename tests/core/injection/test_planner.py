@@ -10,6 +10,7 @@ from tests.core.families import loaded
 from tests.core.tiny import tiny_reader
 
 from nnm_core import NNM, ContextOverflowError, InvalidInputError
+from nnm_core.cli.doctor import planning_check
 from nnm_core.evaluation.answers import f1
 from nnm_core.injection.compose import AUTO_BOUND
 from nnm_core.injection.costs import Costs, Curve, keep_costs, load_costs, measure_costs
@@ -49,14 +50,44 @@ def test_break_even_is_where_loading_is_clearly_faster() -> None:
     assert costs(1.0).break_even(Curve(((1, 9.0), (2, 9.0)))) is None
 
 
-def test_costs_survive_their_file_and_nothing_else_does(tmp_path: Path) -> None:
+def test_costs_survive_their_file_and_nothing_else_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NNM_COSTS")
     model = loaded("llama")
     assert load_costs(model, tmp_path) is None
-    keep_costs(model, costs(), tmp_path)
-    assert load_costs(model, tmp_path) == costs()
+    kept = keep_costs(model, costs(), tmp_path)
+    assert load_costs(model, tmp_path) == kept
+    assert kept == replace(costs(), made={"file": str(next(tmp_path.iterdir()))})
+    assert str(tmp_path) not in next(tmp_path.iterdir()).read_text()
     assert load_costs(loaded("qwen3"), tmp_path) is None  # measured with another model
     next(tmp_path.iterdir()).write_text('{"read": []}')
     assert load_costs(model, tmp_path) is None
+
+
+def test_what_an_earlier_run_measured_is_said_and_can_be_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NNM_COSTS")
+    monkeypatch.setattr("nnm_core.injection.costs.platformdirs.user_cache_dir", lambda _: str(tmp_path))
+    kept = keep_costs(tiny_reader(), replace(costs(9.0), made={"date": "2026-01-02"}))
+    with NNM.open(tiny_reader()) as engine:
+        engine.add(SHORT, ids="short")
+        receipt = engine.answer("When?", memories=["short"], max_tokens=4).receipt
+        assert receipt.tier == "text"
+        assert "measured here on 2026-01-02" in receipt.fallbacks[0]
+        known = engine.stats()["planner"]
+        assert (known["costs_file"], known["measured_on"]) == (kept.made["file"], "2026-01-02")
+        assert Path(known["costs_file"]).is_file()
+        shown = planning_check(load_costs(tiny_reader())).detail
+        assert kept.made["file"] in shown
+        assert "2026-01-02" in shown
+    monkeypatch.setenv("NNM_COSTS", "off")
+    with NNM.open(tiny_reader()) as engine:
+        engine.add(SHORT, ids="short")
+        assert engine.answer("When?", memories=["short"], max_tokens=4).receipt.tier == "exact"
+        assert engine.stats()["planner"]["costs_file"] is None
+        assert "NNM_COSTS=off" in planning_check(None).detail
+        assert keep_costs(loaded("llama"), costs()) == costs()
+        assert len(list((tmp_path / "costs").iterdir())) == 1
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gpt2", "bloom"])
@@ -150,16 +181,19 @@ def test_a_budget_drops_the_lowest_ranked_memories() -> None:
 
 
 def test_measured_costs_are_used_by_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("NNM_COSTS")
     monkeypatch.setattr("nnm_core.injection.costs.platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
     model = tiny_reader()
     with NNM.open(model) as engine:
         assert engine.planner.costs is None and engine.planner.break_even == 0
         monkeypatch.setattr("nnm_core.planning.measure_costs", lambda *args, **kwargs: costs())
-        assert engine.measure() == costs()
+        measured = engine.measure()
+        assert measured.read == costs().read
+        assert str(tmp_path) in measured.made["file"]
     monkeypatch.setattr("nnm_core.planning.measure_costs", lambda *args, **kwargs: pytest.fail("measured twice"))
     with NNM.open(model) as engine:
-        assert engine.planner.costs == costs() and engine.planner.break_even == 106
-        assert engine.measure() == costs()
+        assert engine.planner.costs == measured and engine.planner.break_even == 106
+        assert engine.measure() == measured
 
 
 def test_calibration_tells_exact_from_approximate_and_is_kept(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class PlanFace:
         if costs is None:
             folder = self._collection.settings.path
             costs = measure_costs(self.model, folder=folder, progress=progress)
-            keep_costs(self.model, costs)
+            costs = keep_costs(self.model, costs)
         self.planner = replace(self.planner, costs=costs)
         return costs
 

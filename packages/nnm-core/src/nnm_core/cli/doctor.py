@@ -152,11 +152,16 @@ def model_checks(name: str, device: str | None) -> list[Check]:
 
 def planning_check(costs: Costs | None) -> Check:
     """Whether it is known from how many tokens on a state is loaded faster than its text is read."""
+    from nnm_core.injection.costs import SWITCH, switched_off
+
+    if costs is None and switched_off():
+        return Check("model", "costs", None, f"not used, {SWITCH}=off: states are loaded however short")
     if costs is None:
         return Check("model", "costs", None, "not measured, states are loaded however short: nnm doctor --costs")
     pays = {name: costs.break_even(curve) for name, curve in costs.load.items() if name.startswith("native ")}
     shown = ", ".join(f"{'never' if n is None else f'{n} tokens'} ({name})" for name, n in pays.items())
-    return Check("model", "costs", True, f"measured {costs.made.get('date', '')}; loading pays from {shown}")
+    detail = f"measured {costs.made.get('date', '')}; loading pays from {shown}; {costs.made.get('file', 'not kept')}"
+    return Check("model", "costs", True, detail)
 
 
 def _table(checks: list[Check]) -> Table:

@@ -37,7 +37,7 @@ def show_costs(model: str, path: Path, device: str | None, report: dict[str, Any
         with stderr().status("Measuring ...") as status:
             folder = path if path.is_dir() else None
             costs = measure_costs(loaded, folder=folder, progress=lambda what: status.update(f"Measuring {what} ..."))
-        keep_costs(loaded, costs)
+        costs = keep_costs(loaded, costs)
     report["costs"] = costs.to_json() | {
         "break_even_tokens": {name: costs.break_even(curve) for name, curve in _curves(costs).items()}
     }
@@ -64,7 +64,9 @@ def _curves(costs: Costs) -> Mapping[str, Curve]:
 
 def _cost_table(costs: Costs) -> Table:
     lengths: Sequence[int] = [tokens for tokens, _ in costs.read.points]
-    table = Table(title="Seconds to the first token, by tokens of the memory")
+    kept = costs.made.get("file", "")
+    note = f"measured {costs.made.get('date', '')}, " + (f"kept in {kept}" if kept else "not kept")
+    table = Table(title="Seconds to the first token, by tokens of the memory", caption=note)
     table.add_column("way")
     for tokens in lengths:
         table.add_column(f"{tokens}", justify="right")

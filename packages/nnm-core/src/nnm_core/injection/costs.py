@@ -11,7 +11,7 @@ import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ _REPEATS = 2
 _PATIENCE = 4.0
 _LONGEST = 8192
 _CLEARLY = 0.95
+SWITCH = "NNM_COSTS"
+"""This environment variable says ``off`` where what was measured earlier is not to be used, and nothing kept."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Costs:
         read: the memory is read.
         load: its state is loaded, by ``<codec> <ram or disk>``, and the question read.
         compose: two memories that together have so many tokens are placed side by side, by composer.
-        made: with what and when this was measured.
+        made: with what and when this was measured; ``file`` says where it is kept, if it is.
     """
 
     read: Curve
@@ -98,7 +100,7 @@ class Costs:
             "read": self.read.points,
             "load": {name: curve.points for name, curve in self.load.items()},
             "compose": {name: curve.points for name, curve in self.compose.items()},
-            "made": dict(self.made),
+            "made": {name: value for name, value in self.made.items() if name != "file"},
         }
 
     @classmethod
@@ -126,22 +128,35 @@ def costs_path(model: LoadedModel, folder: Path | None = None) -> Path:
     return folder / f"{digest(model.fingerprint, *machine, str(torch.get_num_threads()))}.json"
 
 
+def switched_off() -> bool:
+    """Whether the environment says that costs of earlier runs are not to be used."""
+    return os.environ.get(SWITCH, "").strip().lower() in ("off", "0", "no", "false")
+
+
 def load_costs(model: LoadedModel, folder: Path | None = None) -> Costs | None:
     """The costs that were measured before, or None."""
+    if switched_off():
+        return None
+    path = costs_path(model, folder)
     try:
-        return Costs.from_json(json.loads(costs_path(model, folder).read_text()))
+        costs = Costs.from_json(json.loads(path.read_text()))
+        return replace(costs, made={**costs.made, "file": str(path)})
     except (OSError, ValueError, TypeError, KeyError):
         return None  # never measured, or by another release: nothing is known
 
 
-def keep_costs(model: LoadedModel, costs: Costs, folder: Path | None = None) -> None:
-    """Store the costs; a cache folder that cannot be written is only logged."""
+def keep_costs(model: LoadedModel, costs: Costs, folder: Path | None = None) -> Costs:
+    """Store the costs and say where; a cache folder that cannot be written is only logged."""
+    if switched_off():
+        return costs
     path = costs_path(model, folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(costs.to_json()))
     except OSError as error:
         logger.info("the measured costs could not be kept: %s", error)
+        return costs
+    return replace(costs, made={**costs.made, "file": str(path)})
 
 
 def measure_costs(

@@ -98,12 +98,17 @@ class Planner:
             return ""
         read, other = self.costs.read(tokens), curve(tokens)
         what = "moving" if composed else "loading"
-        return f"its {tokens} tokens are read in {1000 * read:.1f} ms, {what} its state takes {1000 * other:.1f} ms"
+        when = self.costs.made.get("date", "")
+        measured = f" (measured here{f' on {when}' if when else ''}, see nnm doctor)"
+        times = f"its {tokens} tokens are read in {1000 * read:.1f} ms, {what} its state takes {1000 * other:.1f} ms"
+        return times + measured
 
     def report(self) -> dict[str, Any]:
         """For `NNM.stats` and ``nnm doctor``."""
         return {
             "measured": self.costs is not None,
+            "measured_on": None if self.costs is None else self.costs.made.get("date"),
+            "costs_file": None if self.costs is None else self.costs.made.get("file"),
             "break_even_tokens": None if self.costs is None else self.break_even,
             "auto_composer": self.automatic,
             "auto_bound": self.bound,
