@@ -157,6 +157,27 @@ def test_forgotten_memories_leave_nothing_behind(tmp_path: Path) -> None:
             assert b"xylophone" not in file.read_bytes(), file
 
 
+def test_many_memories_are_forgotten_with_one_rewrite_of_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "memory"
+    with open_store(path) as nnm:
+        nnm.add([f"Locker {i} opens with secret{i}." for i in range(24)], ids=[f"m{i}" for i in range(24)])
+        nnm.add("Locker 0 opens with newsecret0.", ids="m0")  # two versions of one
+        nnm.delete("m1")  # a deleted one has a history to forget
+        index, rewrites = nnm._collection.index, []
+        purge = type(index).purge
+        monkeypatch.setattr(type(index), "purge", lambda self: (rewrites.append(1), purge(self))[1])
+        assert nnm.forget([*(f"m{i}" for i in range(20)), "nobody", "m3"]) == 20
+        assert len(rewrites) == 1
+        assert sorted(memory.id for memory in nnm.find()) == ["m20", "m21", "m22", "m23"]
+        assert nnm.search("locker secret21", k=1)[0].memory.id == "m21"
+        assert nnm.history("m0") == nnm.history("m1") == []
+    for file in (file for file in path.rglob("*") if file.is_file()):
+        held = file.read_bytes()
+        assert not [i for i in range(20) if f"secret{i}.".encode() in held], file
+
+
 def test_a_reopened_store_answers_the_same(tmp_path: Path) -> None:
     with open_store(tmp_path) as nnm:
         nnm.add(TEXTS, ids=["a", "b", "c"])

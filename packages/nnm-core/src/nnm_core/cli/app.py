@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from nnm_core._version import __version__
-from nnm_core.cli import ask, compare, demo, doctor, eval_retrieval, evaluate, layers, memory, sweep
+from nnm_core.cli import ask, compare, demo, doctor, eval_citations, eval_retrieval, evaluate, layers, memory, sweep
 from nnm_core.cli.output import readable_warnings, show_error, show_unexpected
 from nnm_core.errors import NNMError
 
@@ -50,6 +50,7 @@ ask.register(app)
 memory.register(app)
 evaluate.register(app)
 eval_retrieval.register(evaluate.group)
+eval_citations.register(evaluate.group)
 sweep.register(app)
 layers.register(app)
 doctor.register(app)

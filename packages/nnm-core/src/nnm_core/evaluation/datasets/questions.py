@@ -18,7 +18,7 @@ class Question:
     Attributes:
         id: unique in its set.
         text: what is asked.
-        answers: gold answers, at least one, each once.
+        answers: gold answers, at least one, each once; none in `QuestionSet.unanswerable`.
         passages: ids of the passages that answer it, best first; empty where the format has none.
         category: of formats that sort their questions; empty otherwise.
     """
@@ -39,12 +39,14 @@ class QuestionSet:
         passages: id -> text.
         questions: unique ones.
         left_out: reason -> how many questions of the file are not here, and why.
+        unanswerable: questions that the file says its passage does not answer; they count as left out.
     """
 
     name: str
     passages: Mapping[str, str]
     questions: tuple[Question, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    unanswerable: tuple[Question, ...] = ()
 
     def sample(self, count: int | None, *, seed: int = 0) -> QuestionSet:
         """`count` questions drawn without replacement, in the file's order; all passages stay."""
@@ -69,6 +71,7 @@ class Collector:
         self._questions: dict[str, Question] = {}
         self._seen: set[tuple[str, tuple[str, ...]]] = set()
         self._left_out: Counter[str] = Counter()
+        self._unanswerable: list[Question] = []
 
     def passage(self, passage_id: str, text: str, where: str) -> str:
         """Take a passage in; returns its id.
@@ -104,6 +107,11 @@ class Collector:
         self._seen.add(key)
         self._questions[question.id] = replace(question, text=" ".join(question.text.split()), answers=answers)
 
+    def unanswerable(self, question: Question) -> None:
+        """Take in a question that its passage does not answer: not one of the set's questions, but kept beside them."""
+        self._unanswerable.append(replace(question, text=" ".join(question.text.split())))
+        self.leave_out("marked as impossible to answer")
+
     def leave_out(self, reason: str) -> None:
         """Count a question that cannot be used."""
         self._left_out[reason] += 1
@@ -119,7 +127,8 @@ class Collector:
             raise InvalidInputError(
                 f"{self._name}: no question that can be asked{f' ({reasons})' if reasons else ''}.", hint=self._hint
             )
-        return QuestionSet(self._name, self._passages, tuple(self._questions.values()), dict(self._left_out))
+        asked = tuple(self._questions.values())
+        return QuestionSet(self._name, self._passages, asked, dict(self._left_out), tuple(self._unanswerable))
 
 
 def distinct(answers: Sequence[str]) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ HINT = (
 def load_squad(path: str | Path) -> QuestionSet:
     """Read ``dev-v1.1.json`` and its like; may be compressed. Passages are named ``title#number``.
 
-    Questions that v2.0 marks as impossible have no answer to be compared with and are left out, and counted.
+    Questions that v2.0 marks as impossible have no answer to be compared with: they are left out, counted, and kept
+    under `QuestionSet.unanswerable`.
 
     Raises:
         InvalidInputError: a part is missing, an id comes twice, or an answer does not stand in its paragraph.
@@ -34,7 +35,7 @@ def load_squad(path: str | Path) -> QuestionSet:
 
 def _add(collector: Collector, qa: Row, passage: str, context: str) -> None:
     if qa.value.get("is_impossible"):
-        collector.leave_out("marked as impossible to answer")
+        collector.unanswerable(Question(qa.text("id"), qa.text("question"), (), (passage,)))
         return
     answers = []
     for answer in qa.rows("answers"):
