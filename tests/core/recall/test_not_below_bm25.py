@@ -1,6 +1,6 @@
 """Search is not below a good BM25 on a pool like the original project's 50 x 250, cut from the demo's passages.
 
-24 questions on 256 sentences, through the whole engine: with so many memories it also chooses the dense vectors' weight,
+24 questions on 256 sentences, through the whole engine: with so many memories it chooses the dense vectors' weight too,
 and a random model's vectors must not harm. The real 50 x 250 of SciFact takes minutes with nnm-mini, so it is no test:
 `nnm eval retrieval FOLDER --subset 50x250`.
 """
