@@ -31,13 +31,13 @@ def stored(family: str) -> tuple[PlacedState, dict[str, PlacedState], list[int],
     return left, {key: place(model, s, left.length) for key, s in states.items()}, left_ids, rows
 
 
-def mean_log_likelihood(family: str, before: list[int], query: str, cue: str) -> float:
+def log_likelihoods(family: str, before: list[int], query: str, cue: str) -> torch.Tensor:
     tokenizer = loaded(family).tokenizer
     cue_ids = tokenizer(cue, add_special_tokens=False)["input_ids"] if cue else []
     ids = tokenizer(f" {query}" if cue else query, add_special_tokens=False)["input_ids"]
     skip = 0 if cue else 1
     logits = read_logits(loaded(family), [*before, *cue_ids, *ids])[-len(ids) - 1 + skip : -1].log_softmax(-1)
-    return float(logits.gather(1, torch.tensor(ids[skip:])[:, None]).mean())
+    return logits.gather(1, torch.tensor(ids[skip:])[:, None])[:, 0]
 
 
 @pytest.mark.parametrize("cue", ["", "Question:"])
@@ -45,10 +45,12 @@ def mean_log_likelihood(family: str, before: list[int], query: str, cue: str) ->
 def test_likelihood_is_the_gain_over_reading_without_the_memory(family: str, cue: str) -> None:
     left, states, left_ids, rows = stored(family)
     evidence = StateReranker(loaded(family), left, RerankSettings(cue=cue)).evidence(QUERY, states)
-    null = mean_log_likelihood(family, left_ids, QUERY, cue)
+    null = log_likelihoods(family, left_ids, QUERY, cue)
     for key, row in rows.items():
-        expected = mean_log_likelihood(family, [*left_ids, *row], QUERY, cue) - null
-        assert evidence[key].likelihood == pytest.approx(expected, abs=2e-4)
+        gains = log_likelihoods(family, [*left_ids, *row], QUERY, cue) - null
+        np.testing.assert_allclose(evidence[key].gains, gains, atol=1e-3)
+        np.testing.assert_allclose(evidence[key].surprise, -null, atol=1e-3)
+        assert evidence[key].likelihood == pytest.approx(float((gains * -null).sum() / -null.sum()), abs=2e-4)
 
 
 def eager_attention(row: list[int], memory: slice, query: slice, layer: int, weights: torch.Tensor) -> torch.Tensor:

@@ -128,8 +128,9 @@ def save_runs(path: Path, runs: Mapping[str, Mapping[str, Rankings]], config: Ma
 def save_evidence(path: Path, evidence: Mapping[str, Mapping[str, Evidence]]) -> None:
     """Write what the states said about every candidate, as compressed npz: the key of a query is its id.
 
-    Per query ``<id>/names`` [n], ``<id>/likelihood`` [n], ``<id>/gains`` [n, query tokens] (what the likelihood is the
-    mean of) and ``<id>/attention`` [n, heads], half precision: other weights can be tried on them without the model.
+    Per query ``<id>/names`` [n], ``<id>/likelihood`` [n], ``<id>/gains`` [n, query tokens] and ``<id>/surprise``
+    [query tokens] (its parts and their weights) and ``<id>/attention`` [n, heads], half precision: other weights can be
+    tried on them without the model.
 
     Raises:
         StorageError: the file cannot be written.
@@ -139,6 +140,7 @@ def save_evidence(path: Path, evidence: Mapping[str, Mapping[str, Evidence]]) ->
         arrays[f"{query}/names"] = np.array(list(seen))
         arrays[f"{query}/likelihood"] = np.array([e.likelihood for e in seen.values()], np.float32)
         arrays[f"{query}/gains"] = np.stack([e.gains for e in seen.values()]).astype(np.float16)
+        arrays[f"{query}/surprise"] = next(iter(seen.values())).surprise.astype(np.float16)
         arrays[f"{query}/attention"] = np.stack([e.attention for e in seen.values()]).astype(np.float16)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
