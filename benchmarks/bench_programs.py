@@ -16,7 +16,8 @@ class Program:
     Attributes:
         name: of its files; also says how its result is shown.
         title: heading on the page.
-        command: words; those in braces stand for paths (`{squad}`, `{scifact}`, `{questions}`, `{text}`, `{store}`).
+        command: words; those in braces stand for paths (`{squad}`, `{squad2}`, `{scifact}`, `{questions}`, `{text}`,
+            `{store}`).
         limit: seconds after which it is stopped.
         alone: it measures times, so nothing else runs beside it.
         plot: it takes ``--plot``.
@@ -32,7 +33,7 @@ class Program:
     @property
     def needs(self) -> tuple[str, ...]:
         """The data that it cannot do without."""
-        return tuple(name for name in ("squad", "scifact", "locomo") if f"{{{name}}}" in self.command)
+        return tuple(name for name in ("squad", "squad2", "scifact", "locomo") if f"{{{name}}}" in self.command)
 
     def shown(self, places: Mapping[str, str]) -> str:
         """The command as a reader would type it, without the files that it writes."""
@@ -96,7 +97,7 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
         Program(
             "index_speed", "Search among many memories",
             ("python", "benchmarks/index_speed.py",
-             *_n(quick, "--memories 20000 --questions 100", "--memories 500 --questions 5")), 200, alone=True,
+             *_n(quick, "--memories 100000 --questions 200", "--memories 500 --questions 5")), 300, alone=True,
         ),
     ]  # fmt: skip
 
@@ -149,6 +150,12 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
             "gate_conversation", "Questions about long conversations",
             (*gate, "conversation", "--data", "{locomo}",
              *_n(quick, "--limit 100 --batch 16", "--limit 2")), 400, plot=True,
+        ),
+        Program(
+            "eval_citations", "Spans to cite, and when to abstain",
+            ("nnm", "eval", "citations", "{squad2}",
+             *_n(quick, "--passages 80 --questions 150", "--passages 6 --questions 4 --depth 2")),
+            300,
         ),
         Program(
             "eval_retrieval", "Retrieval: the original's small pool of SciFact",

@@ -26,6 +26,8 @@ LIMITS = "limits.md"
 TITLES = {
     "ttft_gpu": "Time to the first token on a GPU",
     "eval_retrieval": "Retrieval on a whole public set",
+    "eval_citations": "Spans to cite, and when to abstain",
+    "index_speed": "Search among many memories",
     "gate_needle": "Needles in long documents",
     "gate_qa": "Questions about passages",
     "composition": "Composers: several memories side by side",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from results_parts import codec_rows, composition_rows, questions
+from results_recall import as_paragraphs, choices, citation_rows, index_rows, retrieval_tables
 
 Result = Mapping[str, Any]
 Row = Sequence[str]
@@ -292,6 +293,28 @@ def codecs(result: Result) -> list[str]:
     return [questions(result, ("tokens", "max_tokens", "repeats")), table(*codec_rows(result))]
 
 
+def retrieval(result: Result) -> list[str]:
+    """Every set's arms and steps, and what was chosen."""
+    return [*as_paragraphs([(title, table(*made)) for title, made in retrieval_tables(result)]), *choices(result)]
+
+
+def citations(result: Result) -> list[str]:
+    """Spans and abstaining, on what."""
+    config = result["config"]
+    asked = ", ".join(f"{count} {kind}" for kind, count in config["questions"].items())
+    facts = (
+        f"{config['passages']} passages of {config['data']}; {asked} questions; read over {config['depth']} candidates."
+    )
+    return [facts, table(*citation_rows(result))]
+
+
+def index_speed(result: Result) -> list[str]:
+    """One index, filled with made-up memories."""
+    config = result["config"]
+    made_up = "made-up memories (clustered vectors, words by Zipf's law)"
+    return [f"{config['memories']:,} {made_up}, {config['questions']} questions.", table(*index_rows(result))]
+
+
 TABLES: dict[str, Callable[[Result], list[str]]] = {
     "equal_budget": equal_budget,
     "ttft": ttft,
@@ -302,6 +325,9 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "exactness": exactness,
     "composition": composition,
     "codecs": codecs,
+    "eval_retrieval": retrieval,
+    "eval_citations": citations,
+    "index_speed": index_speed,
     "original_claims": original_claims,
     "gate_qa": gate,
     "gate_needle": gate,

@@ -3,8 +3,9 @@
     make bench DATA=folder                 # or: python benchmarks/run_all.py --data folder
     make bench QUICK=1                     # small sizes: shows that everything runs, measures nothing
 
-`--data` holds ``squad/dev-v1.1.json``, ``scifact/`` in BEIR's layout and, if there is one, ``locomo.json``; each may be
-compressed. Without it the passages that ship with the demo are used where that is possible, and the page says so.
+`--data` holds ``squad/dev-v1.1.json`` and ``dev-v2.0.json``, ``scifact/`` in BEIR's layout and, if there is one,
+``locomo.json``; each may be compressed. Without it the passages that ship with the demo are used where that is
+possible, and the page says so.
 Programs that measure times run alone, the others two at a time. A program that fails or takes too long stops no other.
 What has a result of the same command and the same model weights is not run again, so an interrupted run goes on where
 it was; `--again` measures everything anew. After `--minutes` it is over: what still runs is stopped and the rest left
@@ -259,7 +260,12 @@ def weights_digest(model: str | None) -> str:
 def data_places(folder: Path | None, out: Path) -> tuple[dict[str, str], dict[str, str]]:
     """What the words in braces stand for, and how they are shown."""
     places, shown = {}, {}
-    wanted = {"squad": "squad/dev-v1.1.json", "scifact": "scifact", "locomo": "locomo.json"}
+    wanted = {
+        "squad": "squad/dev-v1.1.json",
+        "squad2": "squad/dev-v2.0.json",
+        "scifact": "scifact",
+        "locomo": "locomo.json",
+    }
     for name, inside in wanted.items():
         for ending in ("", ".gz", ".xz", ".bz2") if folder else ():
             path = Path(folder or "") / f"{inside}{ending}"
