@@ -9,13 +9,14 @@ exact       passages found by NNM, at repeated use: everything but the question 
             reading the same tokens
 composed    passages found by NNM, states that were read apart injected side by side (policy fast)
 
-Times are measured on `--timed` questions, all arms in turns, retrieval included. The answers of `rag` and `exact` on
-all questions come from states of the same tokens, prompts growing passage by passage, since that is what makes 300
-questions affordable; on the timed questions they are compared with really reading the text, and the number of equal
-answers is in the result. Passages that do not fit the context are dropped from the end, and counted. At each budget of
-RAG, NNM gets the most passages whose median time is no longer. Differences are paired by question; p is the exact
-McNemar test, and p_holm is corrected for the number of budgets (Holm 1979). Without `--squad` the demo's 24 questions
-are asked: a demonstration, no measurement. `--store` keeps the memory for the next run.
+Times are measured on `--timed` questions, one at a time, all arms in turns, retrieval included. The answers of `rag`
+and `exact` on all questions come from states of the same tokens, prompts growing passage by passage, and all answers
+are decoded side by side, since that is what makes 300 questions affordable; on the timed questions they are compared
+with reading the text of one prompt and decoding it alone, and the number of equal answers is in the result. Passages
+that do not fit the context are dropped from the end, and counted. At each budget of RAG, NNM gets the most passages
+whose median time is no longer. Differences are paired by question; p is the exact McNemar test, and p_holm is corrected
+for the number of budgets (Holm 1979). Without `--squad` the demo's 24 questions are asked: a demonstration, no
+measurement. `--store` keeps the memory for the next run.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from rich.progress import track
 from rich.table import Table
 
 from nnm_core import NNM
+from nnm_core.answering import Request
 from nnm_core.demo import dataset
 from nnm_core.errors import ContextOverflowError
 from nnm_core.evaluation.answers import contains_answer, exact_match, f1
@@ -48,6 +50,7 @@ from nnm_core.evaluation.rag import ClassicRag
 from nnm_core.evaluation.report import seconds, write_json
 from nnm_core.evaluation.statistics import bootstrap, holm, mcnemar, paired_bootstrap
 from nnm_core.records import Answer, Hit, Memory
+from nnm_core.together import BatchUse, answer_together
 
 ARMS = ("rag", "exact", "composed")
 LABELS = {"rag": "classic RAG", "exact": "NNM exact, again", "composed": "NNM composed"}
@@ -64,11 +67,15 @@ class Cell:
     gold: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
+    read: dict[str, tuple[int, ...]] = field(default_factory=dict)
     same: list[bool] = field(default_factory=list)
     dropped: int = 0
 
-    def add(self, question: Question, answer: Answer, given: Sequence[Hit]) -> None:
-        """Count an answer."""
+    def add(self, question: Question, answer: Answer, given: Sequence[Hit], dropped: int) -> None:
+        """Count an answer; where the text was really read before (`read`), compare with that."""
+        self.dropped += dropped
+        if question.id in self.read:
+            self.same.append(self.read[question.id] == answer.token_ids)
         self.exact.append(exact_match(answer.text, question.answers))
         self.overlap.append(f1(answer.text, question.answers))
         self.gold.append(contains_answer("\n\n".join(hit.memory.text for hit in given), question.answers))
@@ -103,21 +110,35 @@ class Experiment:
         counts = {"rag": options.read, "exact": options.read, "composed": options.composed}
         self.cells = {arm: {k: Cell() for k in counts[arm] if k <= count} for arm in ARMS}
 
-    def ask(self, question: Question) -> None:
-        """All arms and numbers of passages, for their answers."""
-        ours = self.engine.search(question.question, max(self.cells["composed"]))
-        theirs = self._theirs(question, max(self.cells["rag"]))
-        self.fresh()
-        for k, cell in self.cells["composed"].items():
-            answer, hits = self._answer(question, ours[:k], "fast", cell)
-            cell.add(question, answer, hits)
-        known: dict[tuple[str, ...], tuple[Answer, Sequence[Hit]]] = {}
-        for arm, hits in (("exact", ours), ("rag", theirs)):
-            for k, cell in self.cells[arm].items():
-                names = tuple(hit.memory.id for hit in hits[:k])
-                if names not in known:
-                    known[names] = self._answer(question, hits[:k], "exact", cell)
-                cell.add(question, *known[names])
+    def ask(self, questions: Sequence[Question]) -> None:
+        """All arms and numbers of passages, for their answers, decoded side by side."""
+        most = {arm: max(cells) for arm, cells in self.cells.items()}
+        ours = [self.engine.search(question.question, max(most["exact"], most["composed"])) for question in questions]
+        theirs = [self._theirs(question, most["rag"]) for question in questions]
+        self.fresh()  # so that what is composed finds no chain that was read
+        self._add("composed", questions, [(ours, k, "fast") for k in self.cells["composed"]])
+        self._add("exact", questions, [(ours, k, "exact") for k in self.cells["exact"]])
+        self._add("rag", questions, [(theirs, k, "exact") for k in self.cells["rag"]])
+
+    def _add(self, arm: str, questions: Sequence[Question], wanted: Sequence[tuple[list[list[Hit]], int, str]]) -> None:
+        """The answers of an arm; shorter prompts come first, so that longer ones are read behind them."""
+        rows = [
+            (question, k, self._request(question, hits[:k], policy))
+            for found, k, policy in wanted
+            for question, hits in zip(questions, found, strict=True)
+        ]
+        answers = answer_together(self.engine._answerer, [request for *_, request in rows], BatchUse())
+        for (question, k, request), answer in zip(rows, answers, strict=True):
+            self.cells[arm][k].add(question, answer, request.hits, k - len(request.hits))
+
+    def _request(self, question: Question, hits: Sequence[Hit], policy: Any) -> Request:
+        """With as many of the hits as fit."""
+        options: dict[str, Any] = {"composer": self.options.composer} if policy == "fast" else {}
+        limit = self.options.max_tokens
+        asked = self.engine.stream(
+            question.question, memories=hits, max_tokens=limit, policy=policy, overflow="drop", **options
+        )
+        return asked.request
 
     def time(self, question: Question, turn: int) -> None:
         """All arms as they are used, for their times; the order of the arms turns."""
@@ -137,33 +158,20 @@ class Experiment:
 
     def _as_used(self, arm: str, k: int, question: Question, cell: Cell) -> Answer:
         asked, limit = question.question, self.options.max_tokens
-        if arm == "rag":
-            answer = self.rag.answer(asked, k=k, max_tokens=limit)
-            by_states, _ = self._answer(question, self._theirs(question, k), "exact", Cell())
-            cell.same.append(by_states.token_ids == answer.token_ids)
-            return answer
         if arm == "composed":
             return self.engine.answer(asked, k, limit, policy="fast", composer=self.options.composer)
+        if arm == "rag":
+            answer = self.rag.answer(asked, k=k, max_tokens=limit)
+            cell.read[question.id] = answer.token_ids
+            return answer
         self.engine.answer(asked, k, 1, policy="exact")
         answer = self.engine.answer(asked, k, limit, policy="exact")
-        cell.same.append(self.engine.answer(asked, k, limit, mode="read").token_ids == answer.token_ids)
+        cell.read[question.id] = self.engine.answer(asked, k, limit, mode="read").token_ids
         return answer
 
     def _theirs(self, question: Question, k: int) -> list[Hit]:
         found = self.rag.retriever.search(question.question, k)
         return [Hit(self.rag.memories[place], score) for place, score in found]
-
-    def _answer(self, question: Question, hits: Sequence[Hit], policy: Any, cell: Cell) -> tuple[Answer, Sequence[Hit]]:
-        """The answer, and the hits that fitted."""
-        options: dict[str, Any] = {"max_tokens": self.options.max_tokens, "policy": policy}
-        if policy == "fast":
-            options["composer"] = self.options.composer
-        while True:
-            try:
-                return self.engine.answer(question.question, memories=hits, **options), hits
-            except ContextOverflowError:
-                hits = hits[:-1]
-                cell.dropped += 1
 
 
 def main() -> None:
@@ -215,8 +223,9 @@ def _run(experiment: Experiment, questions: Sequence[Question], options: argpars
     timed = questions[: options.timed]
     for turn, question in enumerate(track(timed, "times", console=Console(stderr=True), transient=True)):
         experiment.time(question, turn)
-    for question in track(questions, "answers", console=Console(stderr=True), transient=True):
-        experiment.ask(question)
+    groups = [questions[start : start + options.batch] for start in range(0, len(questions), options.batch)]
+    for group in track(groups, "answers", console=Console(stderr=True), transient=True):
+        experiment.ask(group)
 
 
 def same_time(cells: Cells) -> list[dict[str, Any]]:
@@ -363,6 +372,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--composed", type=int, nargs="+", default=[1, 2, 3, 5, 8, 12], help="passages of composed")
     options.add_argument("--composer", help="how states are placed side by side; default: the engine's")
     options.add_argument("--max-tokens", type=int, default=16)
+    options.add_argument("--batch", type=int, default=16, help="questions whose answers are decoded side by side")
     options.add_argument("--store", type=Path, metavar="FOLDER", help="keep the memory here, and use what is there")
     options.add_argument("--seed", type=int, default=0)
     return options.parse_args()

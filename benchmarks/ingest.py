@@ -27,8 +27,7 @@ from rich.table import Table
 from nnm_core import NNM
 from nnm_core.evaluation.benchmark import environment, parser, side_by_side, spread, texts_of_length, timed
 from nnm_core.evaluation.report import seconds, write_json
-from nnm_core.ingest import TOKENS_PER_PASS
-from nnm_core.model.batching import padded_batches
+from nnm_core.model.batching import padded_batches, tokens_per_pass
 from nnm_core.model.load import LoadedModel, ModelSettings, load_model
 
 ARMS = ("forward", "backbone", "add", "add in RAM")
@@ -85,9 +84,7 @@ def measure(
 def forward(model: LoadedModel, rows: Sequence[Sequence[int]], *, logits: bool) -> None:
     """Run the model over `rows`, batched as ingest does."""
     network = model.hf if logits else model.hf.base_model
-    for batch in padded_batches(
-        [len(row) for row in rows], TOKENS_PER_PASS.get(model.device.type, TOKENS_PER_PASS["cpu"])
-    ):
+    for batch in padded_batches([len(row) for row in rows], tokens_per_pass(model.device)):
         width = max(len(rows[index]) for index in batch)
         ids = [[*rows[index], *[0] * (width - len(rows[index]))] for index in batch]
         network(input_ids=torch.tensor(ids, device=model.device), use_cache=False)

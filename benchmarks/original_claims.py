@@ -36,6 +36,7 @@ from nnm_core.evaluation.answers import contains_answer, exact_match
 from nnm_core.evaluation.benchmark import environment, inject_always, parser
 from nnm_core.evaluation.compare.questions import Question
 from nnm_core.evaluation.datasets.load import load_questions
+from nnm_core.evaluation.gates.corpus import remember
 from nnm_core.evaluation.rag import plain_prompt
 from nnm_core.evaluation.report import write_json
 from nnm_core.evaluation.statistics import bootstrap, mcnemar, mcnemar_p
@@ -61,7 +62,7 @@ class Experiment:
     def layout(self, questions: Sequence[Question], passages: dict[str, str]) -> dict[str, Any]:
         """EM of the passage inside the user turn, and before the chat prompt: injected, and read."""
         ids = list(dict.fromkeys(question.passage for question in questions))
-        memories = {m.id: m for m in self.engine.add([passages[i] for i in ids], ids=ids)}
+        memories = remember(self.engine, {name: passages[name] for name in ids}, searchable=False)
         answers: dict[str, list[Answer]] = {"inside, read": [], "before, injected": [], "before, read": []}
         for question in track(questions, "layout", console=Console(stderr=True), transient=True):
             memory = memories[question.passage]
@@ -69,7 +70,7 @@ class Experiment:
             before = [Message("prompt", f"Context: {memory.text}\n\n{self.rendered(question.question)}")]
             answers["inside, read"].append(self.ask(inside))
             answers["before, read"].append(self.ask(before))
-            self.ask(before, memory)
+            self.ask(before, memory, max_tokens=1)  # is read here, and kept as it stands in this prompt
             injected = self.ask(before, memory)
             if not injected.receipt.tokens_injected:
                 raise RuntimeError(f"nothing was injected: {injected.receipt}")
@@ -132,17 +133,18 @@ class Experiment:
 
     def injected(self, name: str, document: str) -> Answer:
         """The document as a memory; its state is injected, the question read behind it."""
-        (memory,) = self.engine.add([document], ids=[name])
+        memory = remember(self.engine, {name: document}, searchable=False)[name]
         answer = self.engine.answer(ASKED, memories=[memory], policy="exact", max_tokens=self.options.max_tokens)
         if answer.receipt.tier != "exact":
             raise RuntimeError(f"nothing was injected: {answer.receipt}")
         return answer
 
-    def ask(self, prompt: Sequence[Message], memory: Memory | None = None) -> Answer:
+    def ask(self, prompt: Sequence[Message], memory: Memory | None = None, max_tokens: int | None = None) -> Answer:
         """Answer a prompt; `memory` is looked for in it and injected once it is known there."""
+        limit = max_tokens or self.options.max_tokens
         if memory is None:
-            return self.engine.answer(prompt, mode="bare", max_tokens=self.options.max_tokens)
-        return self.engine.answer(prompt, references=[memory], policy="exact", max_tokens=self.options.max_tokens)
+            return self.engine.answer(prompt, mode="bare", max_tokens=limit)
+        return self.engine.answer(prompt, references=[memory], policy="exact", max_tokens=limit)
 
     def rendered(self, content: str) -> str:
         """The chat prompt as text, ready to be answered."""

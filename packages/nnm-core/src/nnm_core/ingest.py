@@ -12,7 +12,7 @@ import numpy as np
 
 from nnm_core.collection import Collection, StoredState, Vectors
 from nnm_core.errors import InvalidInputError
-from nnm_core.model.batching import padded_batches
+from nnm_core.model.batching import padded_batches, tokens_per_pass
 from nnm_core.model.load import LoadedModel
 from nnm_core.model.prompt import PromptFormat
 from nnm_core.records import Memory, text_digest
@@ -22,8 +22,6 @@ from nnm_core.storage.journal_records import Entry
 
 Progress = Callable[[int, int], None]
 
-# Padded tokens of one forward pass. Larger batches do not run faster on a CPU and cost memory.
-TOKENS_PER_PASS = {"cpu": 4096, "cuda": 65536, "mps": 16384}
 # Tokens that are made durable together: what a killed `add` has to do again at most.
 TOKENS_PER_COMMIT = 32768
 # Room that must be left in the context behind a memory for a question and an answer.
@@ -210,8 +208,7 @@ class Ingest:
     def _keep_states(self, entries: Sequence[Entry], rows: Sequence[tuple[int, ...]]) -> list[StoredState]:
         """Read the rows and store their states pass by pass, so that only one pass's states are ever in memory."""
         stored: dict[int, StoredState] = {}
-        budget = TOKENS_PER_PASS.get(self.model.device.type, TOKENS_PER_PASS["cpu"])
-        for batch in padded_batches([len(row) for row in rows], budget):
+        for batch in padded_batches([len(row) for row in rows], tokens_per_pass(self.model.device)):
             states = capture(
                 self.model,
                 [rows[i] for i in batch],

@@ -25,7 +25,7 @@ from nnm_core.embedding.prompts import EmbeddingPrompt, EmbeddingRole, Window
 from nnm_core.embedding.settings import EmbeddingSettings, default_layers
 from nnm_core.errors import InvalidInputError, UnsupportedModelError
 from nnm_core.model.attention import Attend, intervene
-from nnm_core.model.batching import padded_batches
+from nnm_core.model.batching import padded_batches, tokens_per_pass
 
 Progress = Callable[[int], None]
 """Called after every batch with the number of texts that were finished by it."""
@@ -119,7 +119,7 @@ class KVEmbedder:
         windows = self.prompt.windows(texts, role, window=self.window)
         total = np.zeros((len(texts), self.dim), dtype=np.float64)
         weight = np.zeros((len(texts), 1), dtype=np.float64)
-        for batch in batches(windows, self.settings.tokens_per_batch):
+        for batch in batches(windows, min(self.settings.tokens_per_batch, tokens_per_pass(self._model.device))):
             vectors = self._encode_batch(batch).double().cpu().numpy()
             for row, vector in zip(batch, vectors, strict=True):
                 total[row.text] += row.weight * vector

@@ -31,7 +31,8 @@ class EmbeddingSettings:
             after the final norm, as in the paper; any other before it).
         prompt: style of the compression prompt.
         window: longest token row; longer texts are split and their vectors averaged. None takes the model's context.
-        tokens_per_batch: token rows are batched so that rows x longest row stays below this.
+        tokens_per_batch: token rows are batched so that rows x longest row stays below this, and below what suits the
+            device (`nnm_core.model.batching`).
     """
 
     layers: tuple[int, ...] | None = None

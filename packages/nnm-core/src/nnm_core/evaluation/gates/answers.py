@@ -38,7 +38,7 @@ def answers(engine: NNM, asks: Sequence[Ask], max_tokens: int) -> list[Answer]:
         made, receipt = engine._answerer.prepared(request)
         requests.append(request)
         receipts.append(receipt)
-        rows.append(_row(made, engine._format.segments(request.messages)[-1].ids[-1]))
+        rows.append(row_of(made, engine._format.segments(request.messages)[-1].ids[-1]))
     started = time.perf_counter()
     decoded = answers_behind(engine.model, rows, max_tokens=max_tokens).token_ids
     share = (time.perf_counter() - started) / len(asks)
@@ -64,8 +64,8 @@ def _arguments(ask: Ask) -> dict[str, Any]:
     }
 
 
-def _row(made: Composed, last: int) -> Prompt:
-    """A prefilled prompt without its last token, and that token."""
+def row_of(made: Composed, last: int) -> Prompt:
+    """A prefilled prompt without its last token, and that token, to be decoded in a batch."""
     length = made.cache.length - 1
     views = [layer.view() for layer in made.cache.placed]
     layers = tuple((keys[0, :, :length], values[0, :, :length]) for keys, values in views)
