@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import json as json_module
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from nnm_core.cli import session as shared
 from nnm_core.cli.output import owns_stdout, progress_bar, stderr, stdout
 from nnm_core.errors import InvalidInputError, StorageError
 from nnm_core.evaluation.report import plain, quiet_libraries, seconds, write_json
@@ -63,36 +66,47 @@ group = typer.Typer(
 
 
 @dataclass(frozen=True, slots=True)
-class GateRun:
-    """How a gate is run and where its result goes.
+class GateOptions:
+    """The options of every gate: which model answers where, and where the result goes; `for_gates` adds them."""
 
-    Attributes:
-        model, device, quantize: which model answers, and where.
-        work: folder of what was read; None for a temporary one.
-        store: a memory that exists (namespace ``default``) and is used in place of one of the gate's own.
-        json, items, plot: files to write.
-        system: the engine's system prompt; None takes the default one.
-    """
+    seed: SeedOption = 0
+    arms: ArmsOption = None
+    model: shared.ModelOption = shared.DEFAULT_MODEL
+    device: shared.DeviceOption = None
+    quantize: QuantizeOption = None
+    work: WorkOption = None
+    json: shared.JsonOption = None
+    items: ItemsOption = None
+    plot: PlotOption = None
 
-    model: str
-    device: str | None = None
-    quantize: str | None = None
-    work: Path | None = None
-    json: Path | None = None
-    items: Path | None = None
-    plot: Path | None = None
-    system: str | None = None
-    store: Path | None = None
+    @property
+    def arm_names(self) -> tuple[str, ...] | None:
+        """The arms that are named; None for all."""
+        return names_of(self.arms)
 
-    def run(self, namespace: str, gate: Callable[[NNM, Tell], GateResult]) -> None:
-        """Open an engine, run the gate, show and write what it says; leave with 1 if a check failed."""
+    def run(
+        self,
+        namespace: str,
+        gate: Callable[[NNM, Tell], GateResult],
+        *,
+        store: Path | None = None,
+        system: str | None = None,
+    ) -> None:
+        """Open an engine, run the gate, show and write what it says; leave with 1 if a check failed.
+
+        Args:
+            namespace: where the gate keeps what it has read.
+            gate: is given the engine, and whom to tell of the progress.
+            store: a memory that exists (namespace ``default``) and is used in place of one of the gate's own.
+            system: the engine's system prompt; None takes the default one.
+        """
         from nnm_core.evaluation.benchmark import environment
 
         if self.plot is not None:
             _check_plots()
         started = time.perf_counter()
         with ExitStack() as stack:
-            engine = stack.enter_context(self._opened(namespace))
+            engine = stack.enter_context(self._opened(namespace, store, system))
             with _bar() as tell:
                 result = gate(engine, tell)
             config = environment(engine.model) | {"quantize": self.quantize, "command": _command(), **result.config}
@@ -124,7 +138,7 @@ class GateRun:
             save(result, self.plot)
 
     @contextmanager
-    def _opened(self, namespace: str) -> Iterator[NNM]:
+    def _opened(self, namespace: str, store: Path | None, system: str | None) -> Iterator[NNM]:
         """An engine that keeps no states in RAM, so that no arm lives on what another one has read."""
         quiet_libraries()
         with ExitStack() as stack:
@@ -136,11 +150,11 @@ class GateRun:
                 own = folder / text_digest(f"{self.model}/{self.quantize}")[:12]
                 engine = NNM.open(
                     self.model,
-                    self.store or own,
-                    namespace="default" if self.store else namespace,
-                    system=self.system or DEFAULT_SYSTEM,
+                    store or own,
+                    namespace="default" if store else namespace,
+                    system=system or DEFAULT_SYSTEM,
                     state_cache=0,
-                    rebuild=self.store is None,
+                    rebuild=store is None,
                     device=self.device,
                     quantize=self.quantize,
                 )
@@ -148,6 +162,26 @@ class GateRun:
             # A gate is about states: what a calibrated machine would rather read to save time is injected here.
             engine.planner = replace(engine.planner, costs=None)
             yield engine
+
+
+def for_gates(command: Callable[..., None]) -> Callable[..., None]:
+    """`command`, whose first parameter is `GateOptions`, as a command with those options behind its own ones."""
+
+    def made(**given: Any) -> None:
+        common = {field.name: given.pop(field.name) for field in fields(GateOptions)}
+        command(GateOptions(**common), **given)
+
+    hints = get_type_hints(GateOptions, include_extras=True)
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    common = [
+        Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+        for field in fields(GateOptions)
+    ]
+    parameters = [*(parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own), *common]
+    made.__name__, made.__doc__ = command.__name__, command.__doc__
+    made.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    made.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+    return made
 
 
 @contextmanager

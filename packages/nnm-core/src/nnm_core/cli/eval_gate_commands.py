@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from nnm_core.cli import eval_gate as options
-from nnm_core.cli import session as shared
-from nnm_core.cli.eval_gate import GateRun, names_of, namespace_of, numbers_of, retriever_of
+from nnm_core.cli.eval_gate import GateOptions, for_gates, names_of, namespace_of, numbers_of, retriever_of
 from nnm_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -32,10 +31,11 @@ PassagesOption = Annotated[
 def register(group: typer.Typer) -> None:
     """Put the gates into the group ``nnm eval gate``."""
     for command in (qa, needle, multi, conversation, claims, extraction):
-        group.command()(command)
+        group.command()(for_gates(command))
 
 
 def qa(
+    common: GateOptions,
     data: Annotated[str, typer.Option("--data", metavar="FILE", help="SQuAD, TriviaQA, NQ or own questions, hub:NAME")],
     passages: PassagesOption = "both",
     k: Annotated[int, typer.Option("-k", min=1, help="Passages found for each question.")] = 3,
@@ -48,40 +48,31 @@ def qa(
     ] = None,
     limit: options.LimitOption = None,
     max_tokens: options.MaxTokensOption = 24,
-    seed: options.SeedOption = 0,
     batch: options.BatchOption = 1,
-    arms: options.ArmsOption = None,
     composer: options.ComposerOption = None,
-    model: shared.ModelOption = shared.DEFAULT_MODEL,
-    device: shared.DeviceOption = None,
-    quantize: options.QuantizeOption = None,
-    work: options.WorkOption = None,
     store: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER", help="Use (and fill up) the memory here, if it holds these passages by their ids."
         ),
     ] = None,
-    json: shared.JsonOption = None,
-    items: options.ItemsOption = None,
-    plot: options.PlotOption = None,
 ) -> None:
     """Questions about passages: cold, classic RAG, the same tokens read, injected, composed, random memories."""
     from nnm_core.evaluation.gates import qa as gate
 
     found = _questions(data, format, evidence, corpus)
     prompt = _template(template)
-    settings = gate.QASettings(passages, k, limit, max_tokens, seed, batch, names_of(arms), composer, prompt)
+    settings = gate.QASettings(passages, k, limit, max_tokens, common.seed, batch, common.arm_names, composer, prompt)
     # A memory that is given has vectors, and gets them for what is added.
     searchable = passages != gate.ORACLE or store is not None
     settings = replace(settings, searchable=searchable)
     namespace = namespace_of("qa", searchable, sorted(found.passages.items()))
-    run = GateRun(model, device, quantize, work, json, items, plot, store=store)
     with retriever_of("bm25" if passages == gate.ORACLE else retriever) as chosen:
-        run.run(namespace, lambda engine, tell: gate.run(engine, found, chosen, settings, tell=tell))
+        common.run(namespace, lambda engine, tell: gate.run(engine, found, chosen, settings, tell=tell), store=store)
 
 
 def needle(
+    common: GateOptions,
     data: HaystackOption,
     lengths: Annotated[str, typer.Option(metavar="N,N", help="Of documents, in characters.")] = "2500,5000,8000",
     to_the_limit: Annotated[
@@ -91,17 +82,8 @@ def needle(
     depths: Annotated[int, typer.Option(min=1, help="Places of the needle, from the beginning to the end.")] = 10,
     pieces: Annotated[int, typer.Option(min=2, help="Memories that a document is cut into, composed.")] = 4,
     max_tokens: options.MaxTokensOption = 16,
-    seed: options.SeedOption = 0,
     batch: options.BatchOption = 1,
-    arms: options.ArmsOption = None,
     composer: options.ComposerOption = None,
-    model: shared.ModelOption = shared.DEFAULT_MODEL,
-    device: shared.DeviceOption = None,
-    quantize: options.QuantizeOption = None,
-    work: options.WorkOption = None,
-    json: shared.JsonOption = None,
-    items: options.ItemsOption = None,
-    plot: options.PlotOption = None,
 ) -> None:
     """A code hidden in long documents, at every length and depth; nothing is ever cut short."""
     from nnm_core.evaluation.gates import needle as gate
@@ -109,17 +91,19 @@ def needle(
 
     haystack = Haystack.of(data)
     sizes = numbers_of(lengths, "--lengths")
-    settings = gate.NeedleSettings(sizes, cases, depths, pieces, max_tokens, seed, batch, names_of(arms), composer)
+    settings = gate.NeedleSettings(
+        sizes, cases, depths, pieces, max_tokens, common.seed, batch, common.arm_names, composer
+    )
 
     def whole(engine: Any, tell: Any) -> Any:
         longest = (gate.longest(engine, haystack),) if to_the_limit else ()
         return gate.run(engine, haystack, replace(settings, lengths=(*sizes, *longest)), tell=tell)
 
-    run = GateRun(model, device, quantize, work, json, items, plot)
-    run.run(namespace_of("needle", _texts_of(settings), to_the_limit, haystack.sentences), whole)
+    common.run(namespace_of("needle", _texts_of(settings), to_the_limit, haystack.sentences), whole)
 
 
 def multi(
+    common: GateOptions,
     sizes: Annotated[str, typer.Option(metavar="N,N", help="Memories in a prompt.")] = "2,4,6,8,10",
     needed: Annotated[str, typer.Option(metavar="N,N", help="How many of them are needed: 1, 2, or 1,2.")] = "1,2",
     cases: Annotated[int, typer.Option(min=1, help="Prompts of each size and number needed.")] = 20,
@@ -128,17 +112,8 @@ def multi(
     ] = None,
     words: Annotated[int, typer.Option(min=0, help="Words of that text around each fact.")] = 0,
     max_tokens: options.MaxTokensOption = 16,
-    seed: options.SeedOption = 0,
     batch: options.BatchOption = 1,
-    arms: options.ArmsOption = None,
     composer: options.ComposerOption = None,
-    model: shared.ModelOption = shared.DEFAULT_MODEL,
-    device: shared.DeviceOption = None,
-    quantize: options.QuantizeOption = None,
-    work: options.WorkOption = None,
-    json: shared.JsonOption = None,
-    items: options.ItemsOption = None,
-    plot: options.PlotOption = None,
 ) -> None:
     """Two to ten generated memories in a prompt, of which one or two are needed."""
     from nnm_core.evaluation.gates import multi as gate
@@ -150,49 +125,40 @@ def multi(
         cases,
         words,
         max_tokens,
-        seed,
+        common.seed,
         batch,
-        names_of(arms),
+        common.arm_names,
         composer,
     )
     haystack = None if data is None else Haystack.of(data)
-    run = GateRun(model, device, quantize, work, json, items, plot)
     namespace = namespace_of("multi", _texts_of(settings), haystack and haystack.sentences)
-    run.run(namespace, lambda engine, tell: gate.run(engine, settings, haystack, tell=tell))
+    common.run(namespace, lambda engine, tell: gate.run(engine, settings, haystack, tell=tell))
 
 
 def conversation(
+    common: GateOptions,
     data: Annotated[Path, typer.Option("--data", metavar="FILE", help="Conversations in LoCoMo's format.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Turns found for each question.")] = 8,
     retriever: options.RetrieverOption = "auto",
     limit: options.LimitOption = None,
     max_tokens: options.MaxTokensOption = 32,
-    seed: options.SeedOption = 0,
     batch: options.BatchOption = 1,
-    arms: options.ArmsOption = None,
     composer: options.ComposerOption = None,
-    model: shared.ModelOption = shared.DEFAULT_MODEL,
-    device: shared.DeviceOption = None,
-    quantize: options.QuantizeOption = None,
-    work: options.WorkOption = None,
-    json: shared.JsonOption = None,
-    items: options.ItemsOption = None,
-    plot: options.PlotOption = None,
 ) -> None:
     """Questions about long conversations, by category; each turn is a memory."""
     from nnm_core.evaluation.datasets import load_locomo
     from nnm_core.evaluation.gates import conversation as gate
 
     found = load_locomo(data)
-    settings = gate.ConversationSettings(k, limit, max_tokens, seed, batch, names_of(arms), composer)
+    settings = gate.ConversationSettings(k, limit, max_tokens, common.seed, batch, common.arm_names, composer)
     turns = [(c.id, sorted(c.questions.passages.items())) for c in found]
-    run = GateRun(model, device, quantize, work, json, items, plot)
     namespace = namespace_of("conversation", turns)
     with retriever_of(retriever) as chosen:
-        run.run(namespace, lambda engine, tell: gate.run(engine, found, chosen, settings, tell=tell))
+        common.run(namespace, lambda engine, tell: gate.run(engine, found, chosen, settings, tell=tell))
 
 
 def claims(
+    common: GateOptions,
     data: Annotated[
         Path, typer.Option("--data", metavar="PATH", help="SciFact in BEIR's folder, or a JSONL file of claims.")
     ],
@@ -203,16 +169,7 @@ def claims(
         bool, typer.Option("--calibrate/--no-calibrate", help="Take off what the model says without content.")
     ] = True,
     limit: options.LimitOption = None,
-    seed: options.SeedOption = 0,
-    arms: options.ArmsOption = None,
     composer: options.ComposerOption = None,
-    model: shared.ModelOption = shared.DEFAULT_MODEL,
-    device: shared.DeviceOption = None,
-    quantize: options.QuantizeOption = None,
-    work: options.WorkOption = None,
-    json: shared.JsonOption = None,
-    items: options.ItemsOption = None,
-    plot: options.PlotOption = None,
 ) -> None:
     """Does the document support the claim, contradict it, or not say? Forced choice by label probabilities."""
     from nnm_core.evaluation.datasets import load_claims
@@ -223,38 +180,34 @@ def claims(
     if len(said) != 3:
         raise InvalidInputError(f"--words {words}: not three words.", hint="For example --words yes,no,unknown")
     settings = gate.ClaimsSettings(
-        limit, (said[0], said[1], said[2]), question or gate.QUESTION, calibrate, seed, names_of(arms), composer
+        limit,
+        (said[0], said[1], said[2]),
+        question or gate.QUESTION,
+        calibrate,
+        common.seed,
+        common.arm_names,
+        composer,
     )
-    run = GateRun(model, device, quantize, work, json, items, plot)
     namespace = namespace_of("claims", sorted(found.documents.items()))
-    run.run(namespace, lambda engine, tell: gate.run(engine, found, settings, tell=tell))
+    common.run(namespace, lambda engine, tell: gate.run(engine, found, settings, tell=tell))
 
 
 def extraction(
+    common: GateOptions,
     data: HaystackOption,
     carriers: Annotated[int, typer.Option(min=1, help="Documents for each pattern and goal.")] = 8,
     characters: Annotated[int, typer.Option(min=100, help="Of a document.")] = 800,
     max_tokens: options.MaxTokensOption = 32,
-    seed: options.SeedOption = 0,
     batch: options.BatchOption = 1,
-    arms: options.ArmsOption = None,
-    model: shared.ModelOption = shared.DEFAULT_MODEL,
-    device: shared.DeviceOption = None,
-    quantize: options.QuantizeOption = None,
-    work: options.WorkOption = None,
-    json: shared.JsonOption = None,
-    items: options.ItemsOption = None,
-    plot: options.PlotOption = None,
 ) -> None:
     """Orders hidden in memories: how often are they followed, read as text and injected?"""
     from nnm_core.evaluation.gates import extraction as gate
     from nnm_core.evaluation.gates.haystack import Haystack
 
     haystack = Haystack.of(data)
-    settings = gate.ExtractionSettings(carriers, characters, max_tokens, seed, batch, names_of(arms))
-    run = GateRun(model, device, quantize, work, json, items, plot, system=gate.SYSTEM)
+    settings = gate.ExtractionSettings(carriers, characters, max_tokens, common.seed, batch, common.arm_names)
     namespace = namespace_of("extraction", _texts_of(settings), haystack.sentences)
-    run.run(namespace, lambda engine, tell: gate.run(engine, haystack, settings, tell=tell))
+    common.run(namespace, lambda engine, tell: gate.run(engine, haystack, settings, tell=tell), system=gate.SYSTEM)
 
 
 def _texts_of(settings: DataclassInstance) -> dict[str, Any]:
