@@ -16,8 +16,8 @@ class Program:
     Attributes:
         name: of its files; also says how its result is shown.
         title: heading on the page.
-        command: words; those in braces stand for paths (`{squad}`, `{squad2}`, `{scifact}`, `{questions}`, `{text}`,
-            `{store}`).
+        command: words; those in braces stand for paths (`{squad}`, `{squad2}`, `{scifact}`, `{questions}`, `{talks}`,
+            `{text}`, `{store}`).
         limit: seconds after which it is stopped.
         alone: it measures times, so nothing else runs beside it.
         plot: it takes ``--plot``.
@@ -33,7 +33,7 @@ class Program:
     @property
     def needs(self) -> tuple[str, ...]:
         """The data that it cannot do without."""
-        return tuple(name for name in ("squad", "squad2", "scifact", "locomo") if f"{{{name}}}" in self.command)
+        return tuple(name for name in ("squad", "squad2", "scifact") if f"{{{name}}}" in self.command)
 
     def shown(self, places: Mapping[str, str]) -> str:
         """The command as a reader would type it, without the files that it writes."""
@@ -67,101 +67,111 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
             "equal_budget",
             "Equal budget: classic RAG and NNM at the same time, and at the same tokens",
             ("python", "benchmarks/equal_budget.py", *data, "--store", "{store}",
-             *_n(quick, "--questions 200 --timed 6 --read 1 2 4 --composed 1 2 4 8",
+             *_n(quick, "--questions 160 --timed 8 --read 1 2 4 --composed 1 2 4",
                  "--questions 4 --timed 1 --read 1 2 --composed 1 2")),
-            1200, alone=True, plot=True,
+            900, alone=True, plot=True,
         ),
         Program(
             "ttft", "Time to the first token",
             ("python", "benchmarks/ttft.py",
-             *_n(quick, "--repeats 4 --lengths 500 1000 2000 3900", "--repeats 1 --lengths 100 200")),
-            420, alone=True, plot=True,
+             *_n(quick, "--repeats 5 --lengths 250 500 1000 2000", "--repeats 1 --lengths 100 200")),
+            200, alone=True, plot=True,
         ),
         Program(
             "ingest", "What ingest costs",
             ("python", "benchmarks/ingest.py",
              *_n(quick, "--passages 16 --repeats 3", "--passages 4 --tokens 60 --repeats 1")),
-            240, alone=True, plot=True,
+            120, alone=True, plot=True,
         ),
         Program(
             "langchain_overhead", "What LangChain adds",
-            ("python", "benchmarks/langchain_overhead.py", *_n(quick, "--repeats 7", "--repeats 1 --tokens 60")),
-            200, alone=True,
+            ("python", "benchmarks/langchain_overhead.py", *_n(quick, "--repeats 5", "--repeats 1 --tokens 60")),
+            120, alone=True,
         ),
         Program(
             "llamaindex_overhead", "What LlamaIndex adds",
             ("python", "benchmarks/llamaindex_overhead.py",
              *_n(quick, "--texts 16 --questions 12", "--texts 4 --questions 2")),
-            200, alone=True,
+            120, alone=True,
         ),
         Program(
             "index_speed", "Search among many memories",
             ("python", "benchmarks/index_speed.py",
-             *_n(quick, "--memories 100000 --questions 200", "--memories 500 --questions 5")), 300, alone=True,
+             *_n(quick, "--memories 50000 --questions 100", "--memories 500 --questions 5")), 150, alone=True,
         ),
     ]  # fmt: skip
 
 
 def _answers(squad: bool, quick: bool) -> list[Program]:
-    """Programs that measure no times: two of them run at once."""
+    """Programs that measure no times: two of them run at once, the longest first."""
     gate = ("nnm", "eval", "gate")
     data = ("--squad", "{squad}") if squad else ()
     # The memory of all passages that `equal_budget` has left: they need not be read twice. Found passages are its part.
     store = ("--store", "{store}") if squad and not quick else ()
     return [
         Program(
+            "gate_needle", "Needles in long documents",
+            (*gate, "needle", "--data", "{text}", "--arms", "read,nnm,composed",
+             *_n(quick, "--lengths 2500,5000 --cases 100 --max-tokens 12 --batch 20",
+                 "--lengths 800 --cases 2 --depths 2")),
+            1100, plot=True,
+        ),
+        Program(
             "gate_qa", "Questions about their own passage",
             (*gate, "qa", "--data", "{questions}", "--passages", "oracle", *store,
-             *_n(quick, "--limit 500 --max-tokens 16 --batch 16", "--limit 4 --max-tokens 8")),
+             "--arms", "cold,oracle rag same order,oracle nnm,random",
+             *_n(quick, "--limit 500 --max-tokens 16 --batch 50", "--limit 4 --max-tokens 8")),
+            600, plot=True,
+        ),
+        Program(
+            "gate_needle_long", "Needles in longer documents",
+            (*gate, "needle", "--data", "{text}", "--arms", "read,nnm",
+             *_n(quick, "--lengths 8000 --cases 100 --max-tokens 12 --batch 10",
+                 "--lengths 1600 --cases 2 --depths 2")),
             900, plot=True,
         ),
         Program(
-            "gate_needle", "Needles in long documents",
-            (*gate, "needle", "--data", "{text}", "--arms", "read,nnm,composed",
-             *_n(quick, "--lengths 2500 --cases 100 --batch 16", "--lengths 800 --cases 2 --depths 2")),
-            700, plot=True,
+            "exactness", "Is the exact tier exact?",
+            ("python", "benchmarks/exactness.py", *_n(quick, "--prompts 500", "--prompts 3 --tokens 30")),
+            600,
         ),
         Program(
             "original_claims", "The original project's claims, made again and put right",
             ("python", "benchmarks/original_claims.py", *data,
-             *_n(quick, "--questions 60 --cases 24", "--questions 2 --cases 2 --limit 200")),
-            500,
+             *_n(quick, "--questions 50 --cases 18", "--questions 2 --cases 2 --limit 200")),
+            300,
         ),
         Program(
-            "exactness", "Is the exact tier exact?",
-            ("python", "benchmarks/exactness.py", *_n(quick, "--prompts 200", "--prompts 3 --tokens 30")),
-            400,
+            "gate_claims", "Claims: supported, contradicted or neither",
+            (*gate, "claims", "--data", "{scifact}", *_n(quick, "--limit 60", "--limit 2")), 200, plot=True,
         ),
         Program(
             "gate_multi", "Several memories in a prompt",
-            (*gate, "multi", *_n(quick, "--cases 10 --batch 16", "--sizes 2 --cases 2")), 400, plot=True,
+            (*gate, "multi", *_n(quick, "--cases 10 --batch 20", "--sizes 2 --cases 2")), 200, plot=True,
+        ),
+        Program(
+            "gate_conversation", "Questions about long conversations",
+            (*gate, "conversation", "--data", "{talks}",
+             *_n(quick, "--limit 60 --max-tokens 16 --batch 30", "--limit 2")), 200, plot=True,
         ),
         Program(
             "gate_extraction", "Orders hidden in memories",
             (*gate, "extraction", "--data", "{text}",
-             *_n(quick, "--carriers 2 --batch 16", "--carriers 1 --characters 300")),
-            400, plot=True,
-        ),
-        Program(
-            "gate_claims", "Claims: supported, contradicted or neither",
-            (*gate, "claims", "--data", "{scifact}", *_n(quick, "--limit 60", "--limit 2")), 400, plot=True,
-        ),
-        Program(
-            "gate_conversation", "Questions about long conversations",
-            (*gate, "conversation", "--data", "{locomo}",
-             *_n(quick, "--limit 100 --batch 16", "--limit 2")), 400, plot=True,
+             *_n(quick, "--carriers 4 --batch 24", "--carriers 1 --characters 300")),
+            200, plot=True,
         ),
         Program(
             "eval_citations", "Spans to cite, and when to abstain",
             ("nnm", "eval", "citations", "{squad2}",
-             *_n(quick, "--passages 80 --questions 150", "--passages 6 --questions 4 --depth 2")),
-            300,
+             *_n(quick, "--passages 60 --questions 100", "--passages 6 --questions 4 --depth 2")),
+            250,
         ),
         Program(
             "eval_retrieval", "Retrieval: the original's small pool of SciFact",
             ("nnm", "eval", "retrieval", "{scifact}", "--only-subset", "--subset",
-             *_n(quick, "50x250 --routes one-pass --no-rerank", "3x6 --labels 4 --no-rerank")),
-            500,
+             *_n(quick, "50x250 --routes one-pass --no-tokens --no-rerank --labels 32",
+                 "3x6 --labels 4 --no-tokens --no-rerank")),
+            300,
         ),
     ]  # fmt: skip
 

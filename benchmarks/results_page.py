@@ -92,6 +92,11 @@ def _head(document: Mapping[str, Any]) -> str:
         lines += ["", "**Made with `QUICK=1`: sizes that show that everything runs. No figure here means anything.**"]
     if "squad" not in config["data"]:
         lines += ["", "**Made without `DATA`: the passages of the demo stand in for SQuAD, so samples are small.**"]
+    if "locomo" not in config["data"]:
+        lines += [
+            "",
+            "The conversations are generated ones (`benchmarks/made_conversations.py`): there was no LoCoMo file.",
+        ]
     lines += ["", _contents(programs)]
     return "\n".join(lines)
 
