@@ -181,13 +181,14 @@ def _parts(quick: bool) -> list[Program]:
     return [
         Program(
             "codecs", "Codecs: bytes, quality, time",
-            ("python", "benchmarks/codecs.py", "--data", "{squad}", *_n(quick, "--questions 80", "--questions 4")),
-            300, alone=True, plot=True,
+            ("python", "benchmarks/codecs.py", "--data", "{squad}", *_n(quick, "--questions 40", "--questions 4")),
+            180, alone=True, plot=True,
         ),
         Program(
             "composition", "Composers: several memories side by side",
-            ("python", "benchmarks/composition.py", "--data", "{squad}",
-             *_n(quick, "--memories 4 --questions 40", "--memories 2 --questions 4")),
-            420, alone=True, plot=True,
+            ("python", "benchmarks/composition.py", "--data", "{squad}", "--settings", "one needed",
+             "--composers", "concatenate", "guided-offset",
+             *_n(quick, "--memories 4 --questions 24", "--memories 2 --questions 4")),
+            180, alone=True, plot=True,
         ),
     ]  # fmt: skip

@@ -331,6 +331,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "original_claims": original_claims,
     "gate_qa": gate,
     "gate_needle": gate,
+    "gate_needle_long": gate,
     "gate_multi": gate,
     "gate_conversation": gate,
     "gate_claims": gate,
