@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class Program:
 
     def shown(self, places: Mapping[str, str]) -> str:
         """The command as a reader would type it, without the files that it writes."""
-        return " ".join(word.format(**places) if word.startswith("{") else word for word in self.command)
+        return " ".join(word.format(**places) if word.startswith("{") else shlex.quote(word) for word in self.command)
 
 
 def programs(*, squad: bool, quick: bool, root: Path) -> list[Program]:

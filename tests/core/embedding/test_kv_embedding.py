@@ -17,6 +17,7 @@ from nnm_core.embedding.kv_embedding import KVEmbedder, batches
 from nnm_core.embedding.prompts import Window
 from nnm_core.embedding.settings import EmbeddingSettings, default_layers
 from nnm_core.errors import InvalidInputError, UnsupportedModelError
+from nnm_core.model.batching import tokens_per_pass
 
 TEXTS = ["The bins are collected on Monday.", "x", "", "A long text about rivers and lakes. " * 6]
 
@@ -94,6 +95,25 @@ def test_a_vector_does_not_depend_on_its_batch(family: str) -> None:
     together = embedder.encode(TEXTS)
     alone = np.concatenate([embedder.encode([text]) for text in TEXTS])
     np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_a_pass_is_no_larger_than_suits_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded("qwen3")
+    embedder = KVEmbedder(model)
+    texts = [f"{text} {number}" for number in range(40) for text in TEXTS]
+    sizes: list[int] = []
+    ordinary = KVEmbedder._encode_batch
+
+    def noted(self: KVEmbedder, batch: Any) -> Any:
+        sizes.append(len(batch) * max(len(row.ids) for row in batch))
+        return ordinary(self, batch)
+
+    monkeypatch.setattr(KVEmbedder, "_encode_batch", noted)
+    embedder.encode(texts)
+    most = tokens_per_pass(model.device)
+    assert most < embedder.settings.tokens_per_batch
+    assert max(sizes) <= most < sum(sizes)
+    assert tokens_per_pass(torch.device("cuda")) > most
 
 
 def test_order_and_number_of_texts_are_kept() -> None:
