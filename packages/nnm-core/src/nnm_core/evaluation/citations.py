@@ -149,9 +149,11 @@ def span_figures(found: Sequence[Found]) -> SpanFigures | None:
         held["beginning"].append(float(places[0]))
         shares.append(width / len(text))
     return SpanFigures(
-        bootstrap([float(f.right) for f in found]),
-        *(bootstrap(held[name]) for name in ("named", "random", "beginning")),
-        float(np.mean(shares)),
+        right=bootstrap([float(f.right) for f in found]),
+        named=bootstrap(held["named"]),
+        random=bootstrap(held["random"]),
+        beginning=bootstrap(held["beginning"]),
+        share=float(np.mean(shares)),
     )
 
 

@@ -145,4 +145,4 @@ def _heads_alone(queries: Sequence[_Query]) -> list[int]:
         for query in queries
         if query.first
     ]
-    return np.argsort(-np.mean(totals, axis=0), kind="stable").tolist()
+    return [int(column) for column in np.argsort(-np.mean(totals, axis=0), kind="stable")]
