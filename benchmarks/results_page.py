@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from results_tables import TABLES, generic
+from results_tables import TABLES, generic, p_value
 
 Record = Mapping[str, Any]
 LIMITS = "limits.md"
@@ -86,7 +86,8 @@ def _head(document: Mapping[str, Any]) -> str:
         "",
         "Answers are greedy; every question counts once. Intervals are 95 % bootstrap intervals over questions, "
         "differences are paired, p is the exact McNemar test. Nothing is cut to fit: a prompt that is too long is an "
-        "error. Ratios of times are measured in turns in one process.",
+        "error. Ratios of times are measured in turns in one process. Programs of one thread measure no times: two of "
+        "them run at once.",
     ]
     if config["quick"]:
         lines += ["", "**Made with `QUICK=1`: sizes that show that everything runs. No figure here means anything.**"]
@@ -147,6 +148,24 @@ def rendered(name: str, result: Mapping[str, Any]) -> list[str]:
         return list(generic(result))
 
 
+def for_readme(document: Mapping[str, Any]) -> str:
+    """What the section "Does it pay?" of the README says; empty if that was not measured."""
+    found = document["programs"].get("equal_budget", {}).get("result")
+    rows = [row for row in (found or {}).get("same_time", []) if (row["arm"], row["rag_passages"]) == ("exact", 1)]
+    if not found or not rows:
+        return ""
+    config, arms, row = found["config"], found["arms"], rows[0]
+    more, one, text = arms["exact"][str(row["passages"])], arms["exact"]["1"], arms["rag"]["1"]
+    first, theirs = (cell["seconds_to_first_token"] for cell in (more, text))
+    right, single, read = (f"{100 * cell['exact_match']:.1f}" for cell in (more, one, text))
+    return (
+        f"On {config['questions']} SQuAD questions over {config['passages']} passages ({config['cores']} CPU cores, "
+        f"{config['model']}), NNM at its second use answers from {row['passages']} passages in {first:.2f} s to the first "
+        f"token, classic RAG with MiniLM from one in {theirs:.2f} s; EM is {right} against {read} (p "
+        f"{p_value(row['p_holm'])}). With one passage each it is {single} against {read}."
+    )
+
+
 def main() -> None:
     """Make the page again from a results file that is there."""
     options = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
@@ -155,6 +174,7 @@ def main() -> None:
     options.add_argument("--elsewhere", type=Path, default=Path(__file__).parents[1] / "docs/results/elsewhere")
     arguments = options.parse_args()
     write_page(arguments.results, arguments.page, elsewhere=arguments.elsewhere)
+    print(for_readme(json.loads(arguments.results.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

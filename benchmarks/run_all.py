@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from bench_programs import QUICK_LIMIT, Program, programs
 from made_conversations import conversations
-from results_page import write_page
+from results_page import for_readme, write_page
 
 from nnm_core.demo import dataset
 from nnm_core.evaluation.benchmark import versions
@@ -336,6 +336,8 @@ def main() -> None:
     page = options.page or out / "results.md"
     write_page(bench.file, page, plots=out / "plots", elsewhere=ROOT / "docs/results/elsewhere")
     failed = [name for name, record in bench.results.items() if record["status"] in ("failed", "stopped")]
+    if options.page and (said := for_readme(document)):
+        bench.tell(f"For the README: {said}")
     bench.tell(f"{page} and {bench.file} are written; " + (f"no result: {', '.join(failed)}" if failed else "all ran"))
     sys.exit(1 if failed else 0)
 

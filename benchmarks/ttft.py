@@ -173,10 +173,9 @@ def save_plot(report: Mapping[str, Any], target: Path) -> None:
         lengths = [int(length) for length in rows]
         medians, low, high = ([1000 * row[key] for row in rows.values()] for key in ("median", "low", "high"))
         panel.fill_between(lengths, low, high, color=COLOURS[name], alpha=0.18, linewidth=0)
-        panel.plot(lengths, medians, "o-", color=COLOURS[name], linewidth=2)
-        end = (lengths[-1], medians[-1])
-        panel.annotate(name, end, xytext=(8, 0), textcoords="offset points", va="center", color=INK)
-    panel.set_xlim(0, max(lengths) * 1.25)
+        panel.plot(lengths, medians, "o-", color=COLOURS[name], linewidth=2, label=name)
+    panel.set_xlim(0, max(lengths) * 1.05)
+    panel.legend(frameon=False, loc="best", labelcolor=INK)  # names at the ends of lines that meet hide each other
     panel.set_yscale("log")
     panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     panel.yaxis.set_minor_formatter(lambda value, _: f"{value:,.0f}" if f"{value:.0e}"[0] in "25" else "")

@@ -144,3 +144,24 @@ run_all.main()
         os.kill(int(pid.read_text()), 0)
     programs = json.loads((tmp_path / "out" / "results.json").read_text())["programs"]
     assert programs["good"]["status"] == "ok"
+
+
+def test_the_sentence_for_the_readme_is_made_of_the_pair_at_the_time_of_one_passage(bench: Any) -> None:
+    from results_page import for_readme
+
+    def cell(right: float, first: float) -> dict[str, float]:
+        return {"exact_match": right, "seconds_to_first_token": first}
+
+    result = {
+        "config": {"questions": 160, "passages": 950, "cores": 2, "model": "nnm-mini"},
+        "arms": {"exact": {"1": cell(0.4, 0.1), "4": cell(0.35, 0.12)}, "rag": {"1": cell(0.255, 0.16)}},
+        "same_time": [
+            {"arm": "composed", "rag_passages": 1, "passages": 1, "p_holm": 0.5},
+            {"arm": "exact", "rag_passages": 2, "passages": 1, "p_holm": 0.5},
+            {"arm": "exact", "rag_passages": 1, "passages": 4, "p_holm": 0.016},
+        ],
+    }
+    said = for_readme({"programs": {"equal_budget": {"result": result}}})
+    assert "from 4 passages in 0.12 s" in said
+    assert "from one in 0.16 s; EM is 35.0 against 25.5 (p 0.016). With one passage each it is 40.0" in said
+    assert not for_readme({"programs": {"equal_budget": {"status": "stopped"}}})
