@@ -160,8 +160,8 @@ def for_readme(document: Mapping[str, Any]) -> str:
     right, single, read = (f"{100 * cell['exact_match']:.1f}" for cell in (more, one, text))
     return (
         f"On {config['questions']} SQuAD questions over {config['passages']} passages ({config['cores']} CPU cores, "
-        f"{config['model']}), NNM at its second use answers from {row['passages']} passages in {first:.2f} s to the first "
-        f"token, classic RAG with MiniLM from one in {theirs:.2f} s; EM is {right} against {read} (p "
+        f"{config['model']}), NNM at its second use answers from {row['passages']} passages in {first:.2f} s to the "
+        f"first token, classic RAG with MiniLM from one in {theirs:.2f} s; EM is {right} against {read} (p "
         f"{p_value(row['p_holm'])}). With one passage each it is {single} against {read}."
     )
 
