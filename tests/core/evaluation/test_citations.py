@@ -101,14 +101,15 @@ def test_areas_are_those_of_scikit_learn_s_definition() -> None:
 def test_only_signals_that_every_hit_has_are_judged() -> None:
     made = abstain_figures(
         {
-            "answerable": [found(0, 1, likelihood=1.0, first=2.0), found(0, 1, likelihood=2.0, first=2.0)],
-            "unanswerable": [found(0, 1, likelihood=0.0)],
+            "answerable": [found(0, 1, likelihood=1.0, attention=2.0), found(0, 1, likelihood=2.0, attention=2.0)],
+            "unanswerable": [found(0, 1, likelihood=0.0, sparse=1.0)],
             "absent": [],
         }
     )
     assert list(made) == ["unanswerable"]
-    assert list(made["unanswerable"]) == ["likelihood"]
+    assert list(made["unanswerable"]) == ["likelihood", "sparse"]
     assert made["unanswerable"]["likelihood"][0] == 1.0
+    assert made["unanswerable"]["sparse"][0] == 0.0  # no shared word counts as 0
 
 
 def test_the_command_prints_figures_and_writes_them(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_the_program_writes_every_arm_with_its_metrics_and_what_was_chosen(
     with np.load(evidence) as arrays:
         assert arrays["qowl/attention"].shape == (len(arrays["qowl/names"]), 4 * 4)
         gains = arrays["qowl/gains"].astype(np.float32)
+        assert (np.diff(arrays["qowl/first"]) <= 0).all()
         weights = arrays["qowl/surprise"].astype(np.float32)
         np.testing.assert_allclose(gains @ weights / weights.sum(), arrays["qowl/likelihood"], atol=1e-2)
     with np.load(evidence.with_suffix(".judged.npz")) as arrays:

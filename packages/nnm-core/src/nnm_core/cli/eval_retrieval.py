@@ -46,12 +46,11 @@ class _Saving:
         if self.runs is not None:
             save_runs(self.runs, made, plain(config))
         if self.evidence is not None and experiment.data.name == next(iter(made)):
-            for path, found in (
-                (self.evidence, experiment.evidence),
-                (self.evidence.with_suffix(".judged.npz"), experiment.judged_evidence),
-            ):
-                if found:
-                    save_evidence(path, found)
+            if experiment.evidence:
+                save_evidence(self.evidence, experiment.evidence, experiment.arms["hybrid"])
+            if experiment.judged_evidence:
+                judged = self.evidence.with_suffix(".judged.npz")
+                save_evidence(judged, experiment.judged_evidence, experiment.judged_first)
 
 
 Runs = dict[str, dict[str, "Rankings"]]

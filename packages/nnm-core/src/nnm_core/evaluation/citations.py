@@ -31,8 +31,9 @@ from nnm_core.records import Hit
 Floats = NDArray[np.float64]
 Tell = Callable[[str], None]
 KINDS = ("answerable", "unanswerable", "absent")
-SIGNALS = ("likelihood", "attention", "first")
-"""Parts of the best hit that may say whether it answers; ``first`` is the first stage's score, without any state."""
+WORDS = "sparse"
+SIGNALS = ("likelihood", "attention", WORDS)
+"""Parts of the best hit that may say whether it answers; ``sparse``, BM25, is the control that needs no state."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +159,10 @@ def span_figures(found: Sequence[Found]) -> SpanFigures | None:
 
 
 def signals(found: Sequence[Found]) -> dict[str, Floats]:
-    """Per signal one number a question; those that not every hit has are left out."""
+    """Per signal one number a question; those that not every hit has are left out. Without a shared word BM25 is 0."""
+    parts = [{WORDS: 0.0, **f.hit.parts} for f in found]
     return {
-        name: np.array([f.hit.parts[name] for f in found])
-        for name in SIGNALS
-        if found and all(name in f.hit.parts for f in found)
+        name: np.array([own[name] for own in parts]) for name in SIGNALS if parts and all(name in own for own in parts)
     }
 
 

@@ -102,7 +102,9 @@ class Experiment:
         self.data, self.model, self.options = data, model, options or RetrievalOptions()
         self.arms: dict[str, Rankings] = {}
         self.evidence: dict[str, dict[str, Evidence]] = {}
-        self.judged, self.judged_evidence = judged, dict[str, dict[str, Evidence]]()
+        self.judged = judged
+        self.judged_first: Rankings = {}
+        self.judged_evidence: dict[str, dict[str, Evidence]] = {}
         self.config: dict[str, Any] = {
             "data": data.name,
             "documents": len(data.documents),
@@ -334,7 +336,7 @@ class Experiment:
     def _rerank_as_judged(self) -> None:
         """Heads, weights and depth that are best for the judged queries, used on the set's own."""
         assert self.judged is not None
-        first = self._first_stage(self.judged.queries)
+        self.judged_first = first = self._first_stage(self.judged.queries)
         self.judged_evidence = self._asked(self.judged.queries, first)
         choice = tune_on_judgements(first, self.judged_evidence, self.judged.qrels)
         self.config["judged"] = {"data": self.judged.name, **asdict(choice)}

@@ -125,12 +125,17 @@ def save_runs(path: Path, runs: Mapping[str, Mapping[str, Rankings]], config: Ma
         raise StorageError(f"Cannot write {path}: {error.strerror}.", hint="Name another file.") from error
 
 
-def save_evidence(path: Path, evidence: Mapping[str, Mapping[str, Evidence]]) -> None:
+def save_evidence(path: Path, evidence: Mapping[str, Mapping[str, Evidence]], first: Rankings) -> None:
     """Write what the states said about every candidate, as compressed npz: the key of a query is its id.
 
-    Per query ``<id>/names`` [n], ``<id>/likelihood`` [n], ``<id>/gains`` [n, query tokens] and ``<id>/surprise``
-    [query tokens] (its parts and their weights) and ``<id>/attention`` [n, heads], half precision: other weights can be
-    tried on them without the model.
+    Per query ``<id>/names`` [n], ``<id>/first`` [n] (scores of the first stage), ``<id>/likelihood`` [n], its parts
+    ``<id>/gains`` [n, query tokens] and their weights ``<id>/surprise`` [query tokens], and ``<id>/attention`` [n, heads],
+    half precision: other weights can be tried on them without the model.
+
+    Args:
+        path: of the file.
+        evidence: of the first candidates of each query.
+        first: the rankings that these are of.
 
     Raises:
         StorageError: the file cannot be written.
@@ -138,6 +143,8 @@ def save_evidence(path: Path, evidence: Mapping[str, Mapping[str, Evidence]]) ->
     arrays: dict[str, NDArray[Any]] = {}
     for query, seen in evidence.items():
         arrays[f"{query}/names"] = np.array(list(seen))
+        scores = dict(first[query])
+        arrays[f"{query}/first"] = np.array([scores[name] for name in seen], np.float32)
         arrays[f"{query}/likelihood"] = np.array([e.likelihood for e in seen.values()], np.float32)
         arrays[f"{query}/gains"] = np.stack([e.gains for e in seen.values()]).astype(np.float16)
         arrays[f"{query}/surprise"] = next(iter(seen.values())).surprise.astype(np.float16)
