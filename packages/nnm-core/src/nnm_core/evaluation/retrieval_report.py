@@ -129,8 +129,8 @@ def save_evidence(path: Path, evidence: Mapping[str, Mapping[str, Evidence]], fi
     """Write what the states said about every candidate, as compressed npz: the key of a query is its id.
 
     Per query ``<id>/names`` [n], ``<id>/first`` [n] (scores of the first stage), ``<id>/likelihood`` [n], its parts
-    ``<id>/gains`` [n, query tokens] and their weights ``<id>/surprise`` [query tokens], and ``<id>/attention`` [n, heads],
-    half precision: other weights can be tried on them without the model.
+    ``<id>/gains`` [n, query tokens] and their weights ``<id>/surprise`` [query tokens], and ``<id>/attention``
+    [n, heads], half precision: other weights can be tried on them without the model.
 
     Args:
         path: of the file.

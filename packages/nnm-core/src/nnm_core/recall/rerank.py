@@ -6,7 +6,7 @@ Three witnesses speak for a candidate m of a query q:
   UPR (Sachan et al. 2022) with the document in the cache instead of in the prompt, contrasted with reading without it.
   The contrast does not change the order within one query; it makes the number mean the same for all queries ("how much
   does this memory explain the question?"), which is what an abstain threshold needs. As in the attention scores, w_t is
-  the surprise -log P(q_t | no memory): on 64 training queries of SciFact nDCG@10 0.723 with it and 0.712 without.
+  the surprise -log P(q_t | no memory), chosen against equal weights on training queries of SciFact.
 * attention: see `nnm_core.recall.attention_scores`; its spread over the memory's tokens says which span answers.
 * the first stage's own score.
 
