@@ -15,7 +15,7 @@ from langchain_core.runnables import Runnable, RunnablePassthrough
 from pydantic import ValidationError
 from tests.langchain.engines import BINS, FALCON, KEY, open_tiny
 
-from langchain_nnm import NNMLLM, ChatNNM, NNMRetriever, NNMVectorStore
+from langchain_nnm import NNMLLM, ChatNNM, NNMEmbeddings, NNMMiddleware, NNMRetriever, NNMVectorStore
 from langchain_nnm._messages import to_engine
 from nnm_core import NNM, FilterError, InvalidInputError, MemoryNotInjectedError
 
@@ -170,6 +170,24 @@ async def test_the_scope_is_in_the_config_of_a_single_call_too(nnm: NNM, place: 
         assert nnm.leases.find(KEY, scope="run-7") != (KEY,)
         store.invoke("Where is the spare key?", config, scope="other")
         assert nnm.leases.find(KEY, scope="other") != (KEY,)
+
+
+# -- what is no engine, and what is no field --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nothing", [None, "nnm-mini"])
+@pytest.mark.parametrize("part", [ChatNNM, NNMLLM, NNMRetriever, NNMEmbeddings, NNMVectorStore, NNMMiddleware])
+def test_what_is_no_engine_is_refused_at_once(part: Any, nothing: Any) -> None:
+    with pytest.raises(ValueError, match="must be an open engine") as caught:
+        part(nnm=nothing)
+    assert "NNM.open" in str(caught.value)
+
+
+@pytest.mark.parametrize("part", [ChatNNM, NNMLLM, NNMRetriever, NNMEmbeddings])
+def test_a_misspelt_field_is_refused(nnm: NNM, part: Any) -> None:
+    with pytest.raises(ValueError, match=f"scop: not a field of {part.__name__}"):
+        part(nnm=nnm, scop="mine")
+    assert ChatNNM(nnm=nnm, timeout=60, max_retries=2, stop_sequences=["."]).stop == ["."]  # others have these
 
 
 # -- artifacts ------------------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from tests.llamaindex.reader import TEXTS, open_engine
 
-from llamaindex_nnm import NNMLLM, NNMEmbedding, NNMVectorStore, receipts
-from nnm_core import NNM
+from llamaindex_nnm import NNMLLM, NNMEmbedding, NNMMemory, NNMRetriever, NNMVectorStore, receipts
+from nnm_core import NNM, InvalidInputError
 
 ROOMS = {"falcon": "work", "bins": "home", "key": "home"}
 
@@ -172,3 +172,12 @@ def test_an_index_is_found_again_in_the_store_alone(tmp_path: Path) -> None:
         storage = StorageContext.from_defaults(vector_store=NNMVectorStore(nnm), persist_dir=str(tmp_path / "llama"))
         loaded: Any = load_index_from_storage(storage, embed_model=NNMEmbedding(nnm))
         assert loaded.as_retriever(similarity_top_k=1).retrieve("Who leads Falcon?")[0].node.ref_doc_id == "falcon"
+
+
+@pytest.mark.parametrize("part", [NNMLLM, NNMEmbedding, NNMVectorStore, NNMRetriever, NNMMemory])
+def test_what_is_no_engine_or_no_field_is_refused_at_once(nnm: NNM, part: Any) -> None:
+    for nothing in (None, "nnm-mini"):
+        with pytest.raises(InvalidInputError, match="must be an open engine"):
+            part(nothing)
+    with pytest.raises((InvalidInputError, TypeError), match="scop"):
+        part(nnm, scop="mine")

@@ -20,6 +20,7 @@ _SAMPLING = ("temperature", "top_p", "top_k", "seed", "max_tokens")
 _ROUTING = ("policy", "composer", "order", "mode", "strict")
 OPTIONS = (*_SAMPLING, *_ROUTING, "scope")
 # Passed on by LangChain itself; they change nothing here.
+_NOT_HERE = frozenset({"timeout", "max_retries"})
 _IGNORED = frozenset({"stream", "stream_usage", "ls_structured_output_format"})
 
 
@@ -64,12 +65,15 @@ class EngineOptions(BaseModel):
     scope: str = ""
     strict: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fields(cls, values: Any) -> Any:
+        return known_fields(cls, values, allowed=_NOT_HERE)
+
     @field_validator("nnm")
     @classmethod
     def _is_engine(cls, value: Any) -> Any:
-        if not hasattr(value, "stream") or not hasattr(value, "leases"):
-            raise ValueError("nnm must be an engine: nnm_core.NNM.open(...)")
-        return value
+        return checked_engine(value)
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -158,6 +162,34 @@ class EngineOptions(BaseModel):
             raise InvalidInputError(
                 f"This model is {self.model!r}, not {wanted!r}.", hint="Open another engine for another model."
             )
+
+
+def checked_engine(value: Any) -> Any:
+    """`value`, if it is an open engine.
+
+    Raises:
+        InvalidInputError: it is something else; to pydantic that is a `ValueError`.
+    """
+    if not hasattr(value, "stream") or not hasattr(value, "leases"):
+        raise InvalidInputError(
+            f"nnm must be an open engine, not {value!r}.", hint="Pass what nnm_core.NNM.open(...) returns."
+        )
+    return value
+
+
+def known_fields(component: type[BaseModel], values: Any, *, allowed: frozenset[str] = frozenset()) -> Any:
+    """`values`, all of which the component has as fields: pydantic would pass over a misspelt one.
+
+    Raises:
+        InvalidInputError: there is no such field.
+    """
+    names = {name for key, field in component.model_fields.items() for name in (key, field.alias) if name}
+    unknown = sorted(set(values) - names - allowed) if isinstance(values, dict) else []
+    if unknown:
+        raise InvalidInputError(
+            f"{', '.join(unknown)}: not a field of {component.__name__}.", hint=f"It takes {', '.join(sorted(names))}."
+        )
+    return values
 
 
 def scope_of(own: str, metadata: dict[str, Any] | None) -> str:

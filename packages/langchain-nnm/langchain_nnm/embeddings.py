@@ -6,7 +6,9 @@ import asyncio
 from typing import Any
 
 from langchain_core.embeddings import Embeddings
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from langchain_nnm._engine import checked_engine, known_fields
 
 
 class NNMEmbeddings(BaseModel, Embeddings):
@@ -22,6 +24,16 @@ class NNMEmbeddings(BaseModel, Embeddings):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     nnm: Any = Field(exclude=True, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fields(cls, values: Any) -> Any:
+        return known_fields(cls, values)
+
+    @field_validator("nnm")
+    @classmethod
+    def _is_engine(cls, value: Any) -> Any:
+        return checked_engine(value)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Vectors of texts that are to be found."""

@@ -8,7 +8,7 @@ from typing import Any
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
 from langchain_core.messages import HumanMessage, SystemMessage
 
-from langchain_nnm._engine import scope_of
+from langchain_nnm._engine import checked_engine, scope_of
 from langchain_nnm.chat_models import ChatNNM
 from nnm_core import Memory
 
@@ -33,7 +33,7 @@ class NNMMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def __init__(self, nnm: Any, *, k: int = 4, filter: Any = None, scope: str = "") -> None:
         super().__init__()
-        self.nnm = nnm
+        self.nnm = checked_engine(nnm)
         self.k = k
         self.filter = filter
         self.scope = scope

@@ -9,10 +9,10 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import RunnableConfig
 from langchain_core.vectorstores import VectorStoreRetriever
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from langchain_nnm._documents import to_document
-from langchain_nnm._engine import in_scope, scope_of
+from langchain_nnm._engine import checked_engine, in_scope, known_fields, scope_of
 
 
 class NNMRetriever(BaseRetriever):
@@ -35,6 +35,16 @@ class NNMRetriever(BaseRetriever):
     k: int = Field(default=4, gt=0)
     filter: Any = None
     scope: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fields(cls, values: Any) -> Any:
+        return known_fields(cls, values)
+
+    @field_validator("nnm")
+    @classmethod
+    def _is_engine(cls, value: Any) -> Any:
+        return checked_engine(value)
 
     def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
         """As in the base class, in the scope that the config names."""

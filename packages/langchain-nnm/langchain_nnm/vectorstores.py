@@ -11,6 +11,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_nnm._documents import as_documents, ids_for, to_document
+from langchain_nnm._engine import checked_engine
 from langchain_nnm._search import EngineSearch, refuse_unknown
 from langchain_nnm.embeddings import NNMEmbeddings
 from langchain_nnm.retrievers import StoreRetriever
@@ -42,7 +43,7 @@ class NNMVectorStore(VectorStore):
     def __init__(
         self, nnm: Any, embedding: Embeddings | None = None, *, alpha: float | None = None, scope: str = ""
     ) -> None:
-        self.nnm = nnm
+        self.nnm = checked_engine(nnm)
         own = embedding is None or (isinstance(embedding, NNMEmbeddings) and embedding.nnm is nnm)
         self._foreign = None if own else embedding
         self._embedding = NNMEmbeddings(nnm=nnm) if embedding is None else embedding

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
-from llamaindex_nnm.engine_bound import EngineHandle, EngineOwner
+from llamaindex_nnm.engine_bound import EngineHandle, EngineOwner, known_fields
 
 if TYPE_CHECKING:
     from nnm_core import NNM
@@ -28,10 +28,11 @@ class NNMEmbedding(EngineOwner, BaseEmbedding):
     _engine: EngineHandle = PrivateAttr()
 
     def __init__(self, nnm: NNM, **fields: Any) -> None:
+        engine = EngineHandle(nnm)
         # Caches and pipelines take the model's name for its identity, so it must change with the weights.
         name = f"nnm/{nnm.model.name}/{nnm.model.identity[:12]}"
-        super().__init__(**{"model_name": name, "embed_batch_size": 32, **fields})
-        self._engine = EngineHandle(nnm)
+        super().__init__(**{"model_name": name, "embed_batch_size": 32, **known_fields(type(self), fields)})
+        self._engine = engine
 
     @classmethod
     def class_name(cls) -> str:

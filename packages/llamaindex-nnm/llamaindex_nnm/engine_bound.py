@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nnm_core import NNMError
+from llama_index.core.bridge.pydantic import BaseModel
+
+from nnm_core import InvalidInputError, NNMError
 
 if TYPE_CHECKING:
     from nnm_core import NNM
@@ -20,6 +22,10 @@ class EngineHandle:
     __slots__ = ("nnm",)
 
     def __init__(self, nnm: NNM) -> None:
+        if not hasattr(nnm, "leases"):
+            raise InvalidInputError(
+                f"nnm must be an open engine, not {nnm!r}.", hint="Pass what nnm_core.NNM.open(...) returns."
+            )
         self.nnm = nnm
 
     def __copy__(self) -> EngineHandle:
@@ -48,6 +54,21 @@ class EngineOwner(EngineBound):
     def nnm(self) -> NNM:
         """The engine."""
         return self._engine.nnm
+
+
+def known_fields(component: type[BaseModel], fields: dict[str, Any]) -> dict[str, Any]:
+    """`fields`, all of which the component has: pydantic would pass over a misspelt one.
+
+    Raises:
+        InvalidInputError: there is no such field.
+    """
+    unknown = sorted(set(fields) - set(component.model_fields))
+    if unknown:
+        raise InvalidInputError(
+            f"{', '.join(unknown)}: not a field of {component.__name__}.",
+            hint=f"It takes nnm, {', '.join(sorted(component.model_fields))}.",
+        )
+    return fields
 
 
 def _refusal(name: str) -> NotPicklableError:

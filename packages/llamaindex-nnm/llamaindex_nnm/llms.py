@@ -21,7 +21,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.llm import LLM
 from llama_index_instrumentation import get_dispatcher
 
-from llamaindex_nnm.engine_bound import EngineHandle, EngineOwner
+from llamaindex_nnm.engine_bound import EngineHandle, EngineOwner, known_fields
 from llamaindex_nnm.events import NNMReceiptEvent, current_receipts
 from llamaindex_nnm.messages import to_engine
 from llamaindex_nnm.responses import chat_response, completion_response
@@ -75,8 +75,9 @@ class NNMLLM(EngineOwner, LLM):
     _engine: EngineHandle = PrivateAttr()
 
     def __init__(self, nnm: NNM, **fields: Any) -> None:
-        super().__init__(**fields)
-        self._engine = EngineHandle(nnm)
+        engine = EngineHandle(nnm)
+        super().__init__(**known_fields(type(self), fields))
+        self._engine = engine
 
     @classmethod
     def class_name(cls) -> str:

@@ -10,7 +10,7 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.memory.types import BaseMemory
 
-from llamaindex_nnm.engine_bound import EngineHandle, EngineOwner
+from llamaindex_nnm.engine_bound import EngineHandle, EngineOwner, known_fields
 from llamaindex_nnm.messages import to_engine
 from llamaindex_nnm.nodes import RESERVED, TURN
 
@@ -50,8 +50,9 @@ class NNMMemory(EngineOwner, BaseMemory):
     _lock: Any = PrivateAttr()
 
     def __init__(self, nnm: NNM, **fields: Any) -> None:
-        super().__init__(**fields)
-        self._engine = EngineHandle(nnm)
+        engine = EngineHandle(nnm)
+        super().__init__(**known_fields(type(self), fields))
+        self._engine = engine
         self._lock = threading.RLock()
         kept = sorted(nnm.find(self._condition()), key=lambda memory: memory.metadata[RESERVED]["number"])
         self._turns = [(_message(memory), memory) for memory in kept]

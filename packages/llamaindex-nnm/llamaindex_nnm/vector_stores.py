@@ -15,7 +15,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 
-from llamaindex_nnm.engine_bound import EngineHandle, EngineOwner
+from llamaindex_nnm.engine_bound import EngineHandle, EngineOwner, known_fields
 from llamaindex_nnm.filters import NO_TURNS, all_of, only_documents, only_nodes, to_engine_filter
 from llamaindex_nnm.nodes import metadata_of, text_of, to_node
 from llamaindex_nnm.queries import Recall, run
@@ -55,8 +55,9 @@ class NNMVectorStore(EngineOwner, BasePydanticVectorStore):
     _engine: EngineHandle = PrivateAttr()
 
     def __init__(self, nnm: NNM, **fields: Any) -> None:
-        super().__init__(**fields)
-        self._engine = EngineHandle(nnm)
+        engine = EngineHandle(nnm)
+        super().__init__(**known_fields(type(self), fields))
+        self._engine = engine
 
     @classmethod
     def class_name(cls) -> str:

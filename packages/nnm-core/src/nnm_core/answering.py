@@ -101,7 +101,8 @@ class Answerer:
             raise ContextOverflowError(
                 f"The prompt has {length} tokens and {max_tokens} are to be generated, but {self.model.name} has a "
                 f"context of {self.model.context_limit}.",
-                hint="Recall fewer memories (k), lower max_tokens, or pass overflow='drop'.",
+                hint="Recall fewer memories (k) or shorter ones, or lower max_tokens; for a question of its own, "
+                "NNM.answer(overflow='drop') leaves out the lowest ranked.",
             )
 
     def drop_until_fit(self, request: Request, question: str, system: str | None) -> Request:
