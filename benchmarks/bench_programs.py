@@ -98,7 +98,7 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
         Program(
             "index_speed", "Search among many memories",
             ("python", "benchmarks/index_speed.py",
-             *_n(quick, "--memories 50000 --questions 100", "--memories 500 --questions 5")), 150, alone=True,
+             *_n(quick, "--memories 30000 --questions 100", "--memories 500 --questions 5")), 150, alone=True,
         ),
     ]  # fmt: skip
 
@@ -164,7 +164,7 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
         Program(
             "eval_citations", "Spans to cite, and when to abstain",
             ("nnm", "eval", "citations", "{squad2}",
-             *_n(quick, "--passages 60 --questions 100", "--passages 6 --questions 4 --depth 2")),
+             *_n(quick, "--passages 40 --questions 40", "--passages 6 --questions 4 --depth 2")),
             250,
         ),
         Program(
