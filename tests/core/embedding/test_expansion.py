@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.core.families import loaded
 
-from nnm_core.embedding.expansion import Expander
+from nnm_core.embedding.expansion import Expander, weighted
 from nnm_core.embedding.kv_embedding import KVEmbedder
 from nnm_core.embedding.settings import EmbeddingSettings
 from nnm_core.embedding.tokens import SparseEncoder
@@ -42,6 +42,11 @@ def test_words_of_the_text_are_not_expected_and_the_number_is_bound(monkeypatch:
     assert "monday" not in found
     assert len(made.expand(["When?"], most=1)[0]) == 1
     assert made.expand([]) == []
+
+
+def test_the_most_expected_word_gets_the_whole_weight() -> None:
+    assert weighted({"sun": 0.2, "sky": 0.05}, 0.4) == pytest.approx({"sun": 0.4, "sky": 0.1})
+    assert weighted({}, 0.4) == {}
 
 
 def test_the_vocabulary_gives_whole_words_only() -> None:

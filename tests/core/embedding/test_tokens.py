@@ -31,6 +31,20 @@ def test_document_weights_are_bm25s() -> None:
     assert len(got) == 3
 
 
+def test_expected_words_count_with_their_frequency_and_make_no_document_longer() -> None:
+    settings = SparseSettings(stemmer=None, stop_words=frozenset(), k1=1.2, b=0.75, average_length=4, gram_weight=0)
+    made = SparseEncoder(None, settings)
+    plain, got = (
+        weights(made.document("red red blue")),
+        weights(made.document("red red blue", {"sky": 0.4, "red": 0.5})),
+    )
+    norm = 1.2 * (0.25 + 0.75 * 3 / 4)
+    assert math.isclose(got[term_id("w", "sky")], 0.4 * 2.2 / (0.4 + norm), rel_tol=1e-6)
+    assert math.isclose(got[term_id("w", "red")], 2.5 * 2.2 / (2.5 + norm), rel_tol=1e-6)
+    assert got[term_id("w", "blue")] == plain[term_id("w", "blue")]
+    assert weights(made.document("red red blue", {})) == plain
+
+
 def test_query_weights_are_counts() -> None:
     assert weights(SparseEncoder(None, WORDS).query("red red blue")) == {
         term_id("w", "red"): 2,

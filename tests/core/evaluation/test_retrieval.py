@@ -37,6 +37,13 @@ def test_sparse_ranking_leaves_out_documents_without_a_shared_word() -> None:
     assert [name for name, _ in sparse_side().rank("bus at noon", 9)] == ["bus", "cat"]
 
 
+def test_a_document_is_found_by_a_word_that_is_expected_in_it() -> None:
+    encoder = SparseEncoder(None, SparseSettings(gram_weight=0))
+    assert SparseSide.of(DOCUMENTS, encoder).rank("tram", 9) == []
+    found = SparseSide.of(DOCUMENTS, encoder, [None, {"tram": 0.4}, {}]).rank("tram", 9)
+    assert [name for name, _ in found] == ["bus"]
+
+
 def test_an_own_sentence_does_not_score_its_own_words_in_its_document() -> None:
     side = sparse_side()
     scores = dict(side.trial(LABEL, 3))
