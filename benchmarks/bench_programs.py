@@ -115,7 +115,7 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
             (*gate, "needle", "--data", "{text}", "--arms", "read,nnm,composed",
              *_n(quick, "--lengths 2500,5000 --cases 100 --max-tokens 12 --batch 20",
                  "--lengths 800 --cases 2 --depths 2")),
-            1100, plot=True,
+            1300, plot=True,
         ),
         Program(
             "gate_qa", "Questions about their own passage",
@@ -144,7 +144,7 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
         ),
         Program(
             "gate_claims", "Claims: supported, contradicted or neither",
-            (*gate, "claims", "--data", "{scifact}", *_n(quick, "--limit 60", "--limit 2")), 200, plot=True,
+            (*gate, "claims", "--data", "{scifact}", *_n(quick, "--limit 50", "--limit 2")), 200, plot=True,
         ),
         Program(
             "gate_multi", "Several memories in a prompt",
@@ -153,12 +153,12 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
         Program(
             "gate_conversation", "Questions about long conversations",
             (*gate, "conversation", "--data", "{talks}",
-             *_n(quick, "--limit 60 --max-tokens 16 --batch 30", "--limit 2")), 200, plot=True,
+             *_n(quick, "--limit 40 --max-tokens 16 --batch 20", "--limit 2")), 200, plot=True,
         ),
         Program(
             "gate_extraction", "Orders hidden in memories",
             (*gate, "extraction", "--data", "{text}",
-             *_n(quick, "--carriers 4 --batch 24", "--carriers 1 --characters 300")),
+             *_n(quick, "--carriers 3 --batch 18", "--carriers 1 --characters 300")),
             200, plot=True,
         ),
         Program(
@@ -182,7 +182,7 @@ def _parts(quick: bool) -> list[Program]:
     return [
         Program(
             "codecs", "Codecs: bytes, quality, time",
-            ("python", "benchmarks/codecs.py", "--data", "{squad}", *_n(quick, "--questions 40", "--questions 4")),
+            ("python", "benchmarks/codecs.py", "--data", "{squad}", *_n(quick, "--questions 24", "--questions 4")),
             180, alone=True, plot=True,
         ),
         Program(
