@@ -100,7 +100,11 @@ def add(
             "stats": total,
         },
     )
-    stderr().print(f"{added} memories in {seconds(elapsed)} to {path}, {len(skipped)} left out.")
+    stderr().print(f"{added} {_memories(added)} in {seconds(elapsed)} to {path}, {len(skipped)} left out.")
+
+
+def _memories(count: int) -> str:
+    return "memory" if count == 1 else "memories"
 
 
 def _readable(
@@ -160,7 +164,7 @@ def search(
         stderr().print("Nothing found.")
         return
     stdout().print(hits_table(hits, explain=explain))
-    stderr().print(Text(f"{len(hits)} of the memories in {path}, {seconds(elapsed)}", style="dim"))
+    stderr().print(Text(f"{len(hits)} {_memories(len(hits))} from {path}, {seconds(elapsed)}", style="dim"))
 
 
 def hits_table(hits: list[Hit], *, explain: bool) -> Table:
@@ -211,7 +215,9 @@ def stats(
     table = Table(show_header=False, show_edge=False, pad_edge=False)
     for name, value in values.items():
         if isinstance(value, Mapping):
-            value = ", ".join(f"{key.replace('_', ' ')} {_quantity(key, item)}" for key, item in value.items())
+            value = ", ".join(
+                f"{key.replace('_', ' ')} {_quantity(key, item)}" for key, item in value.items() if item is not None
+            )
         table.add_row(Text(name.replace("_", " "), style="bold"), visible(_quantity(name, value)))
     stdout().print(table)
 
@@ -253,7 +259,7 @@ def forget(
     if not yes:
         if not sys.stdin.isatty():
             raise InvalidInputError("Forgetting cannot be undone.", hint="Say --yes when nobody can be asked.")
-        typer.confirm(f"Forget {len(ids)} memories for ever?", abort=True, err=True)
+        typer.confirm(f"Forget {len(ids)} {_memories(len(ids))} for ever?", abort=True, err=True)
     _remove(Session(model, path, namespace, device, url=url), ids, forget_them=True)
 
 
