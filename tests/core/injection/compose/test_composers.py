@@ -253,6 +253,33 @@ def test_the_local_offset_is_interpolated_between_neighbours_of_the_same_memory(
     assert not found[third.end :].any()
 
 
+def test_offsets_are_trusted_as_far_as_they_foretell_each_other() -> None:
+    """The weight is the least squares fit of each recomputed token by its neighbours in the same memory, a head each."""
+    model = loaded("llama")
+    board = Board.of_plan(model, work_for(model).plan, room=0)
+    second, third = board.spans[1:]
+    chosen = torch.zeros_like(board.unread)
+    at = [second.start + 2, second.start + 4, second.start + 8, third.start + 1]
+    chosen[0, at] = True
+    offset = LocalOffset(board, chosen)
+    moved = torch.zeros(1, 2, offset.positions.shape[1], 16)
+    moved[0, 0, :4, 0] = torch.tensor([1.0, 1.0, 1.0, 50.0])  # alike, and one alone, which says nothing
+    moved[0, 1, :4, 0] = torch.tensor([2.0, 5.0, 8.0, 50.0])
+    # In the second head: 2 from 5, 5 from 2 x 4/6 + 8 x 2/6 = 4, 8 from 5.
+    expected = (2 * 5 + 5 * 4 + 8 * 5) / (5 * 5 + 4 * 4 + 5 * 5)
+    assert offset.trust(moved)[0].tolist() == pytest.approx([1.0, min(1.0, expected)])
+    moved[0, 1, :4, 0] = torch.tensor([4.0, -4.0, 4.0, 50.0])
+    assert offset.trust(moved)[0].tolist() == pytest.approx([1.0, 0.0]), "they contradict each other"
+    moved[0, 1, :4, 0] = torch.tensor([3.0, 1.0, 1.0, 0.0])
+    small = (3 * 1 + 1 * (3 * 4 / 6 + 1 * 2 / 6) + 1 * 1) / (1 + (14 / 6) ** 2 + 1)
+    assert offset.trust(moved)[0, 1] == pytest.approx(small)
+    torch.testing.assert_close(offset.shift(moved)[:, 1], offset.trust(moved)[0, 1] * offset.spread(moved)[:, 1])
+    alone = torch.zeros_like(chosen)
+    alone[0, at[0]] = True
+    single = LocalOffset(board, alone)
+    assert not single.shift(torch.ones(1, 2, single.positions.shape[1], 16)).any()
+
+
 @pytest.mark.parametrize("kind", [MeanOffset, LocalOffset])
 def test_a_memory_without_a_recomputed_token_stays_as_it_is(kind: type) -> None:
     model = loaded("llama")

@@ -13,12 +13,15 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from nnm_core.injection.compose.board import Board
 from nnm_core.model.positions import Tables
 from nnm_core.states.cache import PlacedLayer
 
 OffsetKind = Literal["none", "mean", "local"]
+# Tokens of a pass, and their weights.
+Side = tuple[Tensor, Tensor]
 
 
 class Offset(ABC):
@@ -48,14 +51,18 @@ class Offset(ABC):
         where = positions[:, None, :, None].expand(value.shape)
         # There is nothing yet, which may be anything, where a token is read for the first time.
         again = self.chosen.gather(1, positions)[:, None, :, None]
-        values += self.spread(torch.where(again, value - values.gather(2, where), 0))
+        values += self.shift(torch.where(again, value - values.gather(2, where), 0))
         moved = torch.where(again, key - keys.gather(2, where), 0)
         rotary = self.rotary[index]
         if rotary is None:
-            keys += self.spread(moved)
+            keys += self.shift(moved)
             return
         plain = rotary.rotate(moved, _backwards(rotary.tables(positions, key)))
-        keys += rotary.rotate(self.spread(plain), rotary.tables(self.places, key))
+        keys += rotary.rotate(self.shift(plain), rotary.tables(self.places, key))
+
+    def shift(self, moved: Tensor) -> Tensor:
+        """By how much each place is moved; see `spread`."""
+        return self.spread(moved)
 
     @abstractmethod
     def spread(self, moved: Tensor) -> Tensor:
@@ -95,33 +102,70 @@ class MeanOffset(Offset):
 class LocalOffset(Offset):
     """Between two recomputed tokens of a memory the offset is interpolated, beyond the last one it stays.
 
-    For a token t between the recomputed a < t < b of the same memory:
+    For a token t between the recomputed a < t < b of the same memory, with d_a = x'_a - x_a:
 
-        x_t += (b - t) / (b - a) (x'_a - x_a) + (t - a) / (b - a) (x'_b - x_b)
+        x_t += w ((b - t) / (b - a) d_a + (t - a) / (b - a) d_b)
 
     The mean of `MeanOffset` is the same for a whole memory; but its beginning moves otherwise than its end, and a
     sentence that much is said about before otherwise than one that is new.
+
+    How far the offsets are trusted, w, is found on the recomputed tokens themselves, for each head of each layer: with
+    p_r what the same rule says of a recomputed token r from the others alone, ``w = clamp(sum_r d_r p_r / sum_r p_r^2,
+    0, 1)``, the least squares fit. Where neighbours do not move alike nothing else is moved.
     """
 
     def spread(self, moved: Tensor) -> Tensor:
         """See `Offset`."""
-        (before, share_before), (after, share_after) = self._neighbours
-        return _taken(moved, before, share_before) + _taken(moved, after, share_after)
+        before, after = self._neighbours
+        return _taken(moved, *before) + _taken(moved, *after)
+
+    def shift(self, moved: Tensor) -> Tensor:
+        """See `Offset`."""
+        return self.trust(moved).to(moved.dtype)[:, :, None, None] * self.spread(moved)
+
+    def trust(self, moved: Tensor) -> Tensor:
+        """w of the class, [rows, heads] float32."""
+        before, after = self._others
+        predicted = (_taken(moved, *before) + _taken(moved, *after)).float()
+        agreed, size = (moved.float() * predicted).sum((2, 3)), predicted.square().sum((2, 3))
+        return (agreed / size.clamp_min(torch.finfo(size.dtype).tiny)).clamp(0, 1)
 
     @cached_property
-    def _neighbours(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """For each place the pass's token before and behind it, and their weights; [rows, places] each."""
+    def _given(self) -> Tensor:
+        """Recomputed tokens of memories, bool [rows, places]."""
+        return self.chosen & (self.owner > 0)
+
+    @cached_property
+    def _around(self) -> tuple[Tensor, Tensor]:
+        """The recomputed token at or before each place, and at or behind it; -1 and the width where there is none."""
         width = self.owner.shape[1]
         places = self.places.expand_as(self.owner)
-        given = self.chosen & (self.owner > 0)
-        before = torch.where(given, places, -1).cummax(1).values
-        after = torch.where(given, places, width).flip(1).cummin(1).values.flip(1)
+        before = torch.where(self._given, places, -1).cummax(1).values
+        after = torch.where(self._given, places, width).flip(1).cummin(1).values.flip(1)
+        return before, after
+
+    @cached_property
+    def _neighbours(self) -> tuple[Side, Side]:
+        """For each place the pass's tokens that it follows, [rows, places] each."""
+        return self._sides(*self._around, (self.owner > 0) & ~self.chosen)
+
+    @cached_property
+    def _others(self) -> tuple[Side, Side]:
+        """For each token of the pass that is recomputed the ones beside it, [rows, tokens of the pass] each."""
+        before, after = self._around
+        before = functional.pad(before[:, :-1], (1, 0), value=-1)
+        after = functional.pad(after[:, 1:], (0, 1), value=self.owner.shape[1])
+        first, second = self._sides(before, after, self._given)
+        return _at(first, self.positions), _at(second, self.positions)
+
+    def _sides(self, before: Tensor, after: Tensor, moves: Tensor) -> tuple[Side, Side]:
+        """Tokens of the pass at the places `before` and `after`, and how much each counts; 0 where nothing moves."""
+        width = self.owner.shape[1]
         has_before = (before >= 0) & (self.owner.gather(1, before.clamp_min(0)) == self.owner)
         has_after = (after < width) & (self.owner.gather(1, after.clamp_max(width - 1)) == self.owner)
-        between = (places - before).float() / (after - before).clamp_min(1)
+        between = (self.places - before).float() / (after - before).clamp_min(1)
         weight_after = torch.where(has_before & has_after, between, has_after.float())
         weight_before = torch.where(has_before & has_after, 1 - between, has_before.float())
-        moves = (self.owner > 0) & ~self.chosen
         ordered = self.positions.contiguous()
         sides = ((before.clamp_min(0), weight_before), (after.clamp_max(width - 1), weight_after))
         first, second = (
@@ -141,6 +185,10 @@ def make_offset(kind: OffsetKind, board: Board, chosen: Tensor) -> Offset | None
 def _taken(moved: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
     where = tokens[:, None, :, None].expand(-1, moved.shape[1], -1, moved.shape[3])
     return moved.gather(2, where) * weights[:, None, :, None].to(moved.dtype)
+
+
+def _at(side: Side, places: Tensor) -> Side:
+    return side[0].gather(1, places), side[1].gather(1, places)
 
 
 def _backwards(tables: Tables) -> Tables:
