@@ -254,7 +254,7 @@ def test_the_local_offset_is_interpolated_between_neighbours_of_the_same_memory(
 
 
 def test_offsets_are_trusted_as_far_as_they_foretell_each_other() -> None:
-    """The weight is the least squares fit of each recomputed token by its neighbours in the same memory, a head each."""
+    """The weight is the least squares fit of each recomputed token by its neighbours in its memory, head by head."""
     model = loaded("llama")
     board = Board.of_plan(model, work_for(model).plan, room=0)
     second, third = board.spans[1:]
