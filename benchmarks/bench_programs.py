@@ -92,7 +92,7 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
         Program(
             "llamaindex_overhead", "What LlamaIndex adds",
             ("python", "benchmarks/llamaindex_overhead.py",
-             *_n(quick, "--texts 16 --questions 12", "--texts 4 --questions 2")),
+             *_n(quick, "--texts 16 --questions 8", "--texts 4 --questions 2")),
             120, alone=True,
         ),
         Program(
