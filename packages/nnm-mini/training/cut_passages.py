@@ -1,6 +1,9 @@
 """Cut Wikipedia into passages for the question writer: `<out>/<n>.jsonl`, a line an article with title and passages.
 
-python cut_passages.py --data DATA --out WORK/passages [--processes 4] [--per-article 8] [--share 1] [--files 8]
+python cut_passages.py --data DATA --out WORK/passages [--processes 4] [--per-article 8] [--share 1] [--files 8] [--notes 0]
+
+`--notes` adds that share of articles made of generated facts, so that these get natural questions too. Passages of held-out
+articles go to `<out>/held-out`: questions on them measure, and are never trained on.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ import json
 from multiprocessing import Process
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from recipe.corpus import documents, passages
+from recipe.examples import Builder
 from recipe.overlap import blocklist
 
 
@@ -20,9 +25,10 @@ def work(args: argparse.Namespace, worker: int) -> None:
     rng = Random(worker)  # training data, no secret
     blocked = blocklist(args.data)
     lines: list[str] = []
+    held_out: list[str] = []
     for file in sorted(args.data.glob("wikipedia/*.txt*")):
         for number, document in enumerate(documents(file)):
-            if number % args.processes != worker or document.held_out or rng.random() > args.share:
+            if number % args.processes != worker or (rng.random() > args.share and not document.held_out):
                 continue
             cut = passages(document.text, rng.randint(50, 150), 190)
             if len(cut) > args.per_article:
@@ -30,13 +36,26 @@ def work(args: argparse.Namespace, worker: int) -> None:
                 cut = cut[start : start + args.per_article]
             kept = [text for text in cut if 150 < len(text) < 1300 and not blocked.blocks(text)]
             if kept:
-                lines.append(json.dumps({"title": document.title, "passages": kept}, ensure_ascii=False))
+                line = json.dumps({"title": document.title, "passages": kept}, ensure_ascii=False)
+                (held_out if document.held_out else lines).append(line)
+    facts = Builder(rng)
+    lines += [json.dumps(_notes(facts), ensure_ascii=False) for _ in range(round(args.notes * len(lines)))]
     rng.shuffle(lines)
-    args.out.mkdir(parents=True, exist_ok=True)
+    _save(args.out / "held-out" / f"{worker:02d}.jsonl", held_out)
     for part in range(args.files):
-        temporary = args.out / f"{part:02d}-{worker:02d}.tmp"
-        temporary.write_text("\n".join(lines[part :: args.files]) + "\n", encoding="utf-8")
-        temporary.rename(temporary.with_suffix(".jsonl"))
+        _save(args.out / f"{part:02d}-{worker:02d}.jsonl", lines[part :: args.files])
+
+
+def _notes(builder: Builder) -> dict[str, Any]:
+    """Four notes of a few generated facts each, as one article."""
+    return {"title": "", "passages": [builder.note(builder.rng.randint(2, 6)) for _ in range(4)]}
+
+
+def _save(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("\n".join(lines) + "\n" if lines else "", encoding="utf-8")
+    temporary.rename(path)
 
 
 def main() -> None:
@@ -46,6 +65,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--per-article", type=int, default=8)
     parser.add_argument("--share", type=float, default=1.0, help="share of the articles that is taken")
+    parser.add_argument("--notes", type=float, default=0.0, help="articles of generated facts per Wikipedia article")
     parser.add_argument("--files", type=int, default=8, help="output files a process")
     args = parser.parse_args()
     workers = [Process(target=work, args=(args, number)) for number in range(args.processes)]
@@ -55,6 +75,7 @@ def main() -> None:
         process.join()
     if any(process.exitcode for process in workers):
         raise SystemExit("a worker failed")
+    (args.out / "done").write_text("")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """The whole recipe by the clock: tokens, rows, training stages, self-written questions, export, evaluation.
 
 python run.py --config configs/full.json --data DATA --work WORK --tokenizer tokenizer [--init STORED] [--files 4]
-[--no-evaluation]
+[--no-evaluation] [--writer MODEL]
 
-Uses all GPUs (one process each) and all CPU cores. `--files`: how many Wikipedia files to wait for before the
+With `--writer`, another open model writes the questions (`write_with_model.py`) from the start, and only the config's stage
+`final` is trained, from the weights given by `--init`; training begins at the config's `run.train_at`, so that its
+compilation falls into the writing. Uses all GPUs (one process each) and all CPU cores. `--files`: how many Wikipedia files to wait for before the
 passages for
 the question writer are cut; files may arrive while training already runs. Every stage resumes from its checkpoint
 when the
@@ -70,6 +72,21 @@ class Run:
         arguments += ["--written", str(self.args.work / "written"), "--processes", str(max(1, processes))]
         return self.start(f"rows-{stage}", "make_rows.py", *arguments, "--seconds", str(seconds), "--rows", str(rows))
 
+    def passages(self) -> subprocess.Popen[bytes]:
+        """Start cutting the passages that are written on."""
+        out = str(self.args.work / "passages")
+        arguments = ["--data", str(self.args.data), "--out", out, "--processes", str(max(1, self.cores // 4))]
+        wanted = self.config["run"]
+        arguments += [
+            "--share",
+            str(wanted.get("article_share", 1.0)),
+            "--per-article",
+            str(wanted.get("per_article", 8)),
+            "--notes",
+            str(wanted.get("notes", 0.0)),
+        ]
+        return self.start("passages", "cut_passages.py", *arguments)
+
     def prepare(self) -> None:
         """Rows for watching, reading and tuning at once; tokens of each Wikipedia file when it is there; then
         passages."""
@@ -82,6 +99,7 @@ class Run:
             for stage in ("check", "tune")
             if stage in self.config["rows"]
         ]
+        passages = self.passages() if self.args.writer else None  # the other model waits for them
         done: set[Path] = set()
         part = 0
         while len(done) < self.args.files and self.elapsed() < wanted.get("files_until", 1e9):
@@ -102,15 +120,7 @@ class Run:
             self.wait(name, self.start(name, "tokenize_corpus.py", *arguments, "--part", str(part), *map(str, files)))
             done.update(files)
             part += 1
-        out = str(self.args.work / "passages")
-        arguments = ["--data", str(self.args.data), "--out", out, "--processes", str(max(1, self.cores // 4))]
-        arguments += [
-            "--share",
-            str(wanted.get("article_share", 1.0)),
-            "--per-article",
-            str(wanted.get("per_article", 8)),
-        ]
-        self.wait("passages", self.start("passages", "cut_passages.py", *arguments))
+        self.wait("passages", passages or self.passages())
         for process in (reading, *checks):
             process.wait()
         (self.args.work / "prepared").write_text("")
@@ -120,6 +130,17 @@ class Run:
         if self.start("train", "all_stages.py", *arguments, everywhere=True).wait():
             print("training died; once more", flush=True)
             self.wait("train", self.start("train", "all_stages.py", *arguments, everywhere=True), needed=False)
+
+    def write_and_train(self, arguments: list[str], initial: list[str]) -> None:
+        """The other model's questions, and beside them the beginning of the only stage."""
+        more = ["--model", str(self.args.writer), "--data", str(self.args.data)]
+        more += ["--passages", str(self.args.work / "passages"), "--out", str(self.args.work / "written")]
+        config = ["--config", str(self.args.config)]
+        writing = self.start("write", "write_with_model.py", *config, *more)
+        time.sleep(max(0.0, self.config["run"]["train_at"] - self.elapsed()))
+        train = self.start("train", "train.py", *arguments[:4], "--stage", "final", *initial, everywhere=True)
+        self.wait("write", writing, needed=False)
+        self.wait("train", train, needed=False)
 
     def warm_up(self, arguments: list[str]) -> None:
         """Fill the compiler's cache for the question writer beside the running training."""
@@ -153,16 +174,21 @@ class Run:
             str(self.args.tokenizer),
         ]
         initial = ["--init", str(self.args.init)] if self.args.init else []
-        training = threading.Thread(target=self.train, args=([*arguments, *initial],))
+        if self.args.writer:
+            training = threading.Thread(target=self.write_and_train, args=(arguments, initial))
+        else:
+            training = threading.Thread(target=self.train, args=([*arguments, *initial],))
         training.start()
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and not self.args.writer:
             threading.Timer(wanted["warm_up_at"], self.warm_up, [arguments]).start()
         while not list((self.args.work / "written").glob("*.jsonl")) and training.is_alive():
             time.sleep(0.5)
+        if not training.is_alive():
+            raise SystemExit(f"no question was written: see {self.args.work / 'log'}")
         sources = {name for phase in self.config["train"]["stages"]["final"]["phases"] for name in phase["sources"]}
         makers = [
             self.rows(name, self.cores * 3 // 5 // len(sources), wanted["main_seconds"], wanted["rows"])
-            for name in sorted(sources)
+            for name in sorted(sources - {"read"})
         ]
         training.join()
         self.export("final")
@@ -197,6 +223,7 @@ def main() -> None:
     for name in ("config", "data", "work", "tokenizer"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--init", type=Path, help="stored weights to start from instead of random ones")
+    parser.add_argument("--writer", type=Path, help="folder of another open model that writes the questions")
     parser.add_argument("--files", type=int, default=1)
     parser.add_argument("--evaluation", action=argparse.BooleanOptionalAction, default=True)
     Run(parser.parse_args()).everything()

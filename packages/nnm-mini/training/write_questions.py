@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -60,24 +60,60 @@ def parse(passage: str, text: str) -> tuple[str, str] | None:
     return question, answer
 
 
+class Samples(Protocol):
+    """What a writer needs of a model; `one_shape`: batches are filled up, so that one compiled shape serves all."""
+
+    one_shape: bool
+
+    def sample(
+        self, prompts: list[list[int]], samples: int, new: int, temperatures: tuple[float, float], newline: int
+    ) -> list[list[int]]: ...
+
+    def score(self, prompts: list[list[int]], answers: list[list[int]], rows: int) -> list[tuple[bool, float]]: ...
+
+
 class Writer:
     """Samples and checks candidates for batches of passages."""
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
+    def __init__(self, decoder: Samples, tokenizer: Any, settings: dict[str, Any]) -> None:
         self.decoder, self.tokenizer, self.settings = decoder, tokenizer, settings
-        self.newline = tokenizer.encode("\n", add_special_tokens=False).ids[-1]
+        self.newline = self.ids(["\n"])[0][-1]
         self.counts = {"sampled": 0, "well formed": 0, "answered back": 0}
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids without added tokens."""
         return [encoded.ids for encoded in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    def texts(self, rows: list[list[int]]) -> list[str]:
+        """The texts of token ids, special tokens left out."""
+        return self.tokenizer.decode_batch(rows)
+
+    def writing(self, passage: str) -> str:
+        """The prompt after which an answer, a line `Question:` and the question follow."""
+        return "<|endoftext|>" + writer_prompt(passage)
+
+    def reading(self, passages: list[str], asked: list[tuple[int, str]]) -> list[list[int]]:
+        """Prompts to answer questions, each put to a passage by its index.
+
+        Every passage is tokenised once: in the layout, its tokens never merge with its neighbours'.
+        """
+        head, _, tail = chat(["\0"], "\1").partition("\0")
+        before, after = tail.split("\1")
+        start, texts = self.ids([head])[0], self.ids(passages)
+        questions = self.ids([before + question + after for _, question in asked])
+        return [start + texts[index] + ids for (index, _), ids in zip(asked, questions, strict=True)]
+
+    def answer(self, answer: str) -> str:
+        """How an answer is written after such a prompt."""
+        return f" {answer}<|im_end|>"
 
     def candidates(self, passages: list[str]) -> list[Candidate]:
         """Well-formed samples, without repetitions."""
         settings = self.settings
-        prompts = self._ids(["<|endoftext|>" + writer_prompt(passage) for passage in passages])
+        prompts = self.ids([self.writing(passage) for passage in passages])
         size, longest = settings["passages_per_batch"], settings["longest_passage"]
         usable = [i for i, prompt in enumerate(prompts) if len(prompt) <= longest][:size]
-        padding = [[0]] * (size - len(usable))
+        padding = [[0]] * (size - len(usable)) if self.decoder.one_shape else []
         temperatures = (settings["answer_temperature"], settings["question_temperature"])
         sampled = self.decoder.sample(
             [prompts[i] for i in usable] + padding,
@@ -86,7 +122,7 @@ class Writer:
             temperatures,
             self.newline,
         )
-        texts = self.tokenizer.decode_batch(sampled[: len(usable) * settings["samples"]])
+        texts = self.texts(sampled[: len(usable) * settings["samples"]])
         found: dict[tuple[int, str], str] = {}
         for number, text in enumerate(texts):
             index = usable[number // settings["samples"]]
@@ -100,16 +136,8 @@ class Writer:
     def pairs(self, passages: list[str]) -> list[list[tuple[str, str]]]:
         """For each passage the (question, answer) pairs that the reader answers back, or finds likely enough."""
         candidates = self.candidates(passages)
-        # Every passage is tokenised once: in the layout, its tokens never merge with its neighbours'.
-        head, _, tail = chat(["\0"], "\1").partition("\0")
-        before, after = tail.split("\1")
-        start, texts, asked = (
-            self._ids([head])[0],
-            self._ids(passages),
-            self._ids([before + q + after for _, q, _ in candidates]),
-        )
-        prompts = [start + texts[index] + ids for (index, _, _), ids in zip(candidates, asked, strict=True)]
-        answers = self._ids([f" {answer}<|im_end|>" for _, _, answer in candidates])
+        prompts = self.reading(passages, [(index, question) for index, question, _ in candidates])
+        answers = self.ids([self.answer(answer) for _, _, answer in candidates])
         scores = self.decoder.score(prompts, answers, self.settings["passages_per_batch"])
         out: list[list[tuple[str, str]]] = [[] for _ in passages]
         for (index, question, answer), (exact, likelihood) in zip(candidates, scores, strict=True):
@@ -120,7 +148,7 @@ class Writer:
 
 
 def write(writer: Writer, files: list[Path], out: Path, rank: int, stop: float) -> None:
-    """Go through the passages until they end or the time is over; a file every 6 batches."""
+    """Go through the passages until they end or the time is over; a file every few batches."""
     out.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     shards = 0
@@ -139,7 +167,7 @@ def write(writer: Writer, files: list[Path], out: Path, rank: int, stop: float) 
             rows = [{"text": text, "pairs": next(found)} for text in article["passages"]]
             if any(row["pairs"] for row in rows):
                 lines.append(json.dumps({"title": article["title"], "passages": rows}, ensure_ascii=False))
-        if number % 6 == 5:
+        if number % writer.settings.get("flush_batches", 6) == 0:
             flush()
             print(f"rank {rank} {writer.counts}", flush=True)
         if time.time() > stop:

@@ -56,6 +56,8 @@ def decode_block(
 class Decoder:
     """Sampling and scoring with one model; the whole-sequence passes have one shape, so that they are compiled once."""
 
+    one_shape = True
+
     def __init__(self, model: Reader, length: int) -> None:
         self.model, self.shape, self.length = model, model.shape, length
         self.device = model.embedding.device

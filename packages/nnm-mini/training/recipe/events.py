@@ -84,6 +84,63 @@ _UNITS = (
     ("lasted", "last", "How long did {s} last", "minutes hours days weeks"),
 )
 
+_ROOMS = (
+    "cellar/tool shed/boat shed/north gate/tower/pump room/reading room/chapel/dark room/print shop/stable/sauna/lighthouse/"
+    "cold store/kiln/observatory/locker room/engine room/clinic/post room/armoury/canteen/bakery/drying room/aviary/dairy/"
+    "wardrobe/control room/linen room/music room/aquarium/ticket office/signal box/pharmacy/gallery/crypt/nursery/kennel"
+).split("/")
+_SIDES = (
+    "old new upper lower small big second third west south inner outer grey white brick wooden stone former".split()
+)
+_LOCKS = (
+    ("Typing {c} opens {p}.", "What opens {p}?/What do you have to type to open {p}?/Which number opens {p}?"),
+    (
+        "The lock of {p} answers only to {c}.",
+        "To what does the lock of {p} answer?/Which number does the lock of {p} obey?",
+    ),
+    (
+        "You will need {c} if you want to enter {p}.",
+        "What will you need to enter {p}?/Which number is needed to enter {p}?",
+    ),
+    (
+        "{c} was written on the door of {p}.",
+        "What was written on the door of {p}?/Which number was on the door of {p}?",
+    ),
+    ("The guard at {p} asks every visitor for {c}.", "What does the guard at {p} ask for?"),
+    ("Since last week {p} can only be entered with {c}.", "With what can {p} be entered?/How can {p} be entered now?"),
+    (
+        "They reset the lock on {p}, and it is now {c}.",
+        "What was the lock on {p} reset to?/What is the lock on {p} now?",
+    ),
+    ("A note taped to {p} says {c}.", "What does the note on {p} say?/What is said by the note taped to {p}?"),
+    ("Nobody gets past the door of {p} without {c}.", "What is needed to get past the door of {p}?"),
+    ("The number {c} belongs to {p}.", "Which number belongs to {p}?/What is the number of {p}?"),
+    ("In the register, {p} is listed under {c}.", "Under what is {p} listed in the register?"),
+    ("The safe in {p} is unlocked by dialling {c}.", "What must be dialled to unlock the safe in {p}?"),
+    ("My cousin told me that {c} will turn off the alarm in {p}.", "What will turn off the alarm in {p}?"),
+    ("The plate above {p} shows {c}.", "What is shown on the plate above {p}?/What does the plate above {p} show?"),
+    (
+        "{p} got a new key code, {c}, in spring.",
+        "What is the new key code of {p}?/Which key code did {p} get in spring?",
+    ),
+    ("The secret number for {p} turned out to be {c}.", "What did the secret number for {p} turn out to be?"),
+    ("The janitor keeps {p} locked with {c}.", "With what does the janitor keep {p} locked?/Which number locks {p}?"),
+    (
+        "If the gate of {p} is shut, dial {c}.",
+        "What do you dial if the gate of {p} is shut?/Which number opens {p}'s gate?",
+    ),
+    ("Our supplier needs {c} to be let into {p}.", "What does the supplier need to be let into {p}?"),
+    ("It was Friday when {p} was given the code {c}.", "Which code was {p} given?/What was {p} given on Friday?"),
+    (
+        "The display at {p} must show {c} before the bolt moves.",
+        "What must the display at {p} show before the bolt moves?",
+    ),
+    ("Memorise {c}, since it is the way into {p}.", "What is the way into {p}?/What should be memorised for {p}?"),
+    ("Staff of {p} identify themselves with {c}.", "With what do the staff of {p} identify themselves?"),
+    ("We agreed on {c} for {p}.", "What did we agree on for {p}?/Which number was agreed on for {p}?"),
+)
+"""Statements about a place with a code, each with its questions."""
+
 
 class Events:
     """Draws events about the generator's people."""
@@ -95,10 +152,12 @@ class Events:
         return f"the {self.rng.choice(_KINDS)} {self.rng.choice(_THINGS)}"
 
     def fact(self) -> Fact:
-        """One event, attribute, role or measure, with one question about it."""
+        """One event, lock, attribute, role or measure, with one question about it."""
         share = self.rng.random()
-        if share < 0.62:
+        if share < 0.5:
             return self._event()
+        if share < 0.62:
+            return self._lock()
         return self._attribute() if share < 0.78 else self._role() if share < 0.9 else self._measure()
 
     def _event(self) -> Fact:
@@ -192,6 +251,15 @@ class Events:
             ]
         )
         return self._ask(f"{name}:{subject}", statement[0].upper() + statement[1:], [(question, value)])
+
+    def _lock(self) -> Fact:
+        rng = self.rng
+        place = f"the {rng.choice(_SIDES) + ' ' if rng.random() < 0.5 else ''}{rng.choice(_ROOMS)}"
+        value = self.generator.makers["code"](rng)
+        statement, questions = rng.choice(_LOCKS)
+        text = statement.format(p=place, c=value)
+        asked = [(question.format(p=place), value) for question in questions.split("/")]
+        return self._ask(f"lock:{place}", text[0].upper() + text[1:], asked)
 
     def _role(self) -> Fact:
         rng = self.rng

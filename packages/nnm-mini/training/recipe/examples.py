@@ -18,6 +18,7 @@ from recipe.grammar import DATE, NAME, content_words
 from recipe.layout import ANSWER, CONTEXT, DONT_KNOW, MARKUP, NO_LOSS, Segment, chat, lay_out, writer_layout
 from recipe.reading_sets import Reading
 from recipe.rules import pairs_of
+from recipe.synonyms import opposite
 
 Pair = tuple[str, str]
 Segments = list[Segment]
@@ -169,8 +170,9 @@ class Builder:
     def _unanswerable(self, article: Article, number: int, context: str, question: str) -> list[Pair]:
         """A question that the context does not answer: of another passage, about another name or year, or foreign."""
         share = self.rng.random()
-        if share < 0.45:
-            changed = self._other_name(question, article, context)
+        if share < 0.5:
+            changed = opposite(question, self.rng) if share < 0.12 else None
+            changed = changed or self._other_name(question, article, context)
             return [(changed, DONT_KNOW)] if changed else []
         others = [pair for i, p in enumerate(article.passages) if i != number for pair in p.pairs]
         if share > 0.85 or not others:
@@ -296,6 +298,10 @@ class Builder:
         facts = [*events.values(), *self.generator.facts(count - len(events))]
         self.rng.shuffle(facts)
         return facts
+
+    def note(self, count: int) -> str:
+        """A note of about `count` generated facts."""
+        return self.generator.note(self._mixed_facts(count))[0]
 
     def _unknown_fact(self, facts: list[Fact]) -> Pair:
         """A question in the style of these facts that none of them answers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 
 _PAIRS = (
@@ -29,3 +30,29 @@ def with_synonyms(question: str, rng: Random) -> str:
         return question
     words = question.split(" ")
     return " ".join(rng.choice(_SYNONYMS[w]) if w in _SYNONYMS and rng.random() < 0.3 else w for w in words)
+
+
+_OPPOSITES = (
+    "first last/largest smallest/biggest smallest/highest lowest/oldest newest/oldest youngest/longest shortest/before after/"
+    "increase decrease/increased decreased/more fewer/most fewest/northern southern/eastern western/north south/east west/"
+    "won lost/win lose/accepted rejected/accept reject/allowed banned/allow ban/began ended/begin end/started stopped/"
+    "opened closed/male female/men women/father mother/brother sister/husband wife/son daughter/above below/early late/"
+    "earlier later/maximum minimum/strong weak/hot cold/fast slow/rich poor/rural urban/public private/internal external/"
+    "positive negative/import export/buy sell/bought sold/arrive leave/arrived left/gained lost/victory defeat/attack defend/"
+    "supported opposed/support oppose/old new/upper lower/cause prevent/caused prevented/founded dissolved/created destroyed/"
+    "built demolished/common rare/easy difficult/advantage disadvantage/legal illegal/possible impossible/success failure"
+).split("/")
+_OPPOSITE = {a: b for pair in _OPPOSITES for a, b in (pair.split(), pair.split()[::-1])}
+
+
+def opposite(question: str, rng: Random) -> str | None:
+    """The question with one word turned into its opposite, or with a `not`; the passage then seldom answers it."""
+    words = question.split(" ")
+    places = [i for i, word in enumerate(words) if i and word.strip("?,") in _OPPOSITE]
+    if places:
+        at = rng.choice(places)
+        word = words[at].strip("?,")
+        words[at] = words[at].replace(word, _OPPOSITE[word])
+        return " ".join(words)
+    found = re.search(r"\b(was|were|is|are|can|could) (?=\w+(?:ed|en|ing)\b)", question)
+    return question[: found.end()] + "not " + question[found.end() :] if found else None
