@@ -19,10 +19,12 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
 from average import write
+from recipe.examples import Builder
 from recipe.layout import DONT_KNOW, chat
 from recipe.quantise import load_stored
 from recipe.scores import exact, f1
@@ -31,6 +33,7 @@ from torch import Tensor
 from nnm_mini._weights import expand
 
 QUESTIONS = Path(__file__).parent / "recipe" / "calibration.jsonl"
+Look = tuple[Tensor, float, str]
 Case = tuple[str, str]
 """A prompt up to where the answer starts, and the answer; no answer means that it should be declined."""
 
@@ -45,6 +48,30 @@ def cases() -> list[Case]:
     return out
 
 
+def written_cases(folder: Path, most: int, seed: int = 5) -> list[Case]:
+    """Questions that another model wrote on held-out articles (`write_with_model.py`); a third can not be answered.
+
+    Those are put to the passage without the answer's sentences, or to another passage of the article.
+    """
+    rng = Random(seed)
+    builder = Builder(rng)
+    out: list[Case] = []
+    for file in sorted(folder.glob("*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            texts = [passage["text"] for passage in json.loads(line)["passages"]]
+            for passage in json.loads(line)["passages"]:
+                for question, answer in passage["pairs"][:2]:
+                    out.append((chat([passage["text"]], question), answer))
+                for question, answer in passage["pairs"][2:3]:
+                    others = [text for text in texts if text != passage["text"]]
+                    text = builder.without_sentence(passage["text"], answer)[0]
+                    text = rng.choice(others) if others and rng.random() < 0.5 else text
+                    if answer.lower() not in text.lower():
+                        out.append((chat([text], question), ""))
+    rng.shuffle(out)
+    return out[:most]
+
+
 class Probe:
     """Where answers start: hidden states, and what the reader says if it may not decline."""
 
@@ -54,30 +81,36 @@ class Probe:
         model: Any = AutoModelForCausalLM.from_pretrained(folder)
         self.model = model.to(device).eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self.device = device
+        self.device, self.rows = device, 128 if "cuda" in device else 4
         self.decline = int(self.tokenizer(f" {DONT_KNOW}", add_special_tokens=False)["input_ids"][0])
 
     @torch.no_grad()
-    def look(self, prompt: str) -> tuple[Tensor, float, str]:
+    def look(self, prompts: list[str]) -> list[Look]:
         """The final hidden state [hidden], the margin of declining over the best other token, and the answer without
         it."""
-        ids = self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].to(self.device)
-        found = self.model.model(input_ids=ids, use_cache=True)
-        state = found.last_hidden_state[0, -1]
-        logits = self.model.lm_head(state).float()
-        own = float(logits[self.decline])
-        logits[self.decline] = float("-inf")
-        said: list[int] = []
-        margin = own - float(logits.max())
-        token, cache = int(logits.argmax()), found.past_key_values
-        while token not in (0, 2) and len(said) < 24:
-            said.append(token)
-            step = self.model(input_ids=torch.tensor([[token]], device=self.device), past_key_values=cache)
-            token = int(step.logits[0, -1].argmax())
-        return state.float().cpu(), margin, str(self.tokenizer.decode(said)).strip()
+        out: list[Look] = []
+        for start in range(0, len(prompts), self.rows):
+            rows = prompts[start : start + self.rows]
+            found = self.tokenizer(
+                rows, add_special_tokens=False, return_tensors="pt", padding=True, padding_side="left"
+            ).to(self.device)
+            places = (found["attention_mask"].cumsum(1) - 1).clamp(min=0)
+            states = self.model.model(**found, position_ids=places).last_hidden_state[:, -1]
+            logits = self.model.lm_head(states).float()
+            others = logits.index_fill(1, torch.tensor([self.decline], device=self.device), float("-inf"))
+            margins = logits[:, self.decline] - others.max(1).values
+            said = self.model.generate(
+                **found, max_new_tokens=24, do_sample=False, begin_suppress_tokens=[self.decline], eos_token_id=[2, 0]
+            )[:, found["input_ids"].shape[1] :]
+            texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
+            out += [
+                (state, margin, text.strip())
+                for state, margin, text in zip(states.float().cpu(), margins.tolist(), texts, strict=True)
+            ]
+        return out
 
 
-def shares(probes: list[tuple[Tensor, float, str]], chosen: list[Case], shift: float) -> dict[str, float]:
+def shares(probes: list[Look], chosen: list[Case], shift: float) -> dict[str, float]:
     """Exact, F1, declined, lost and rightly declined in percent at one shift."""
     states = torch.stack([state for state, _, _ in probes])
     can = torch.tensor([bool(answer) for _, answer in chosen])
@@ -105,13 +138,15 @@ def main() -> None:
     parser.add_argument(
         "--shift", type=float, help="take this shift instead of the smallest that is within --most-lost"
     )
+    parser.add_argument("--written", type=Path, help="use these self-written questions instead of the hand-written")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    weights, chosen = load_stored(args.stored), cases()
+    weights = load_stored(args.stored)
+    chosen = written_cases(args.written, 1500) if args.written else cases()
     with tempfile.TemporaryDirectory() as name:
         expand(args.stored, Path(name))
         probe = Probe(Path(name), args.device)
-        probes = [probe.look(prompt) for prompt, _ in chosen]
+        probes = probe.look([prompt for prompt, _ in chosen])
     shift = args.shift
     for step in range(25):
         table = shares(probes, chosen, step * 0.5)

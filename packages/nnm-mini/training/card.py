@@ -2,7 +2,8 @@
 
 python card.py --card ../MODEL_CARD.md --column shipped A.json B.json [--column before C.json ...]
 
-Each column takes the JSON files of one model; a measure that no file holds is written as `not measured`.
+Each column takes the JSON files of one model; a measure that no file holds is written as `not measured`, one of a sample
+(`evaluate.py --limit`) says how many cases it has.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ def merged(paths: list[str]) -> dict[str, dict[str, Any]]:
     """The arms of several JSON files."""
     arms: dict[str, dict[str, Any]] = {}
     for path in paths:
-        arms.update(json.loads(Path(path).read_text(encoding="utf-8"))["arms"])
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        limit = result["config"]["limit"]
+        for task, arm in result["arms"].items():
+            sampled = limit and arm.get("cases", 0) >= limit
+            arms[task] = {**arm, "note": f" (even sample of {arm['cases']})" if sampled else ""}
     return arms
 
 
@@ -48,7 +53,10 @@ def table(columns: dict[str, dict[str, dict[str, Any]]]) -> str:
     """A Markdown table, a row a measure and a column a model."""
     lines = [f"| measure | {' | '.join(columns)} | reach |", "|---|" + "---|" * (len(columns) + 1)]
     for label, task, form, reach in ROWS:
-        cells = [form.format(**arms[task]) if task in arms else "not measured" for arms in columns.values()]
+        cells = [
+            form.format(**arms[task]) + arms[task]["note"] if task in arms else "not measured"
+            for arms in columns.values()
+        ]
         lines.append(f"| {label} | {' | '.join(cells)} | {reach} |")
     return "\n".join(lines)
 

@@ -1,9 +1,10 @@
 """Cut Wikipedia into passages for the question writer: `<out>/<n>.jsonl`, a line an article with title and passages.
 
-python cut_passages.py --data DATA --out WORK/passages [--processes 4] [--per-article 8] [--share 1] [--files 8] [--notes 0]
+python cut_passages.py --data DATA --out WORK/passages [--processes 4] [--per-article 8] [--share 1] [--files 8]
+    [--notes 0]
 
-`--notes` adds that share of articles made of generated facts, so that these get natural questions too. Passages of held-out
-articles go to `<out>/held-out`: questions on them measure, and are never trained on.
+`--notes` adds that share of articles made of generated facts, so that these get natural questions too. Passages of
+held-out articles go to `<out>/held-out`: questions on them measure, and are never trained on.
 """
 
 from __future__ import annotations

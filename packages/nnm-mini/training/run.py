@@ -3,9 +3,11 @@
 python run.py --config configs/full.json --data DATA --work WORK --tokenizer tokenizer [--init STORED] [--files 4]
 [--no-evaluation] [--writer MODEL]
 
-With `--writer`, another open model writes the questions (`write_with_model.py`) from the start, and only the config's stage
-`final` is trained, from the weights given by `--init`; training begins at the config's `run.train_at`, so that its
-compilation falls into the writing. Uses all GPUs (one process each) and all CPU cores. `--files`: how many Wikipedia files to wait for before the
+With `--writer`, another open model writes the questions (`write_with_model.py`) from the start, and only the config's
+stage `final` is trained, from the weights given by `--init`; training begins at the config's `run.train_at`, so that
+its compilation falls into the writing. 
+
+Uses all GPUs (one process each) and all CPU cores. `--files`: how many Wikipedia files to wait for before the
 passages for
 the question writer are cut; files may arrive while training already runs. Every stage resumes from its checkpoint
 when the
@@ -93,12 +95,13 @@ class Run:
         wanted = self.config["run"]
         while not list(self.args.data.glob("wikipedia/*.txt*")):
             time.sleep(0.5)
-        reading = self.rows("read", self.cores * 2 // 5, wanted["read_seconds"], wanted["rows"])
-        checks = [
+        small = [
             self.rows(stage, 1, 1e9, wanted[f"{stage}_rows"])
             for stage in ("check", "tune")
-            if stage in self.config["rows"]
+            if wanted.get(f"{stage}_rows")
         ]
+        if wanted["read_seconds"]:
+            small.append(self.rows("read", self.cores * 2 // 5, wanted["read_seconds"], wanted["rows"]))
         passages = self.passages() if self.args.writer else None  # the other model waits for them
         done: set[Path] = set()
         part = 0
@@ -121,7 +124,7 @@ class Run:
             done.update(files)
             part += 1
         self.wait("passages", passages or self.passages())
-        for process in (reading, *checks):
+        for process in small:
             process.wait()
         (self.args.work / "prepared").write_text("")
 
@@ -136,6 +139,8 @@ class Run:
         more = ["--model", str(self.args.writer), "--data", str(self.args.data)]
         more += ["--passages", str(self.args.work / "passages"), "--out", str(self.args.work / "written")]
         config = ["--config", str(self.args.config)]
+        while not self.args.writer.exists():  # may arrive while passages are cut
+            time.sleep(0.5)
         writing = self.start("write", "write_with_model.py", *config, *more)
         time.sleep(max(0.0, self.config["run"]["train_at"] - self.elapsed()))
         train = self.start("train", "train.py", *arguments[:4], "--stage", "final", *initial, everywhere=True)
@@ -183,12 +188,14 @@ class Run:
             threading.Timer(wanted["warm_up_at"], self.warm_up, [arguments]).start()
         while not list((self.args.work / "written").glob("*.jsonl")) and training.is_alive():
             time.sleep(0.5)
+        # The first questions are few: rows that are made at once would repeat them.
+        time.sleep(max(0.0, wanted.get("rows_at", 0.0) - self.elapsed()))
         if not training.is_alive():
             raise SystemExit(f"no question was written: see {self.args.work / 'log'}")
         sources = {name for phase in self.config["train"]["stages"]["final"]["phases"] for name in phase["sources"]}
         makers = [
             self.rows(name, self.cores * 3 // 5 // len(sources), wanted["main_seconds"], wanted["rows"])
-            for name in sorted(sources - {"read"})
+            for name in sorted(sources)
         ]
         training.join()
         self.export("final")

@@ -67,9 +67,13 @@ class Samples(Protocol):
 
     def sample(
         self, prompts: list[list[int]], samples: int, new: int, temperatures: tuple[float, float], newline: int
-    ) -> list[list[int]]: ...
+    ) -> list[list[int]]:
+        """`samples` continuations of each prompt; the second temperature holds after a newline."""
+        ...
 
-    def score(self, prompts: list[list[int]], answers: list[list[int]], rows: int) -> list[tuple[bool, float]]: ...
+    def score(self, prompts: list[list[int]], answers: list[list[int]], rows: int) -> list[tuple[bool, float]]:
+        """For each prompt: whether greedy decoding gives exactly the answer, and its mean log-probability."""
+        ...
 
 
 class Writer:

@@ -1,14 +1,14 @@
-"""Let another open model write questions: tune it on real questions, sample answers and questions, keep what it answers back.
+"""Another open model writes questions: tuned on real ones, it samples, and keeps what it answers back.
 
-python write_with_model.py --config configs/third.json --model FOLDER --data DATA --passages WORK/passages --out WORK/written
-    [--until 300]
+python write_with_model.py --config configs/third.json --model FOLDER --data DATA --passages WORK/passages
+    --out WORK/written [--until 300]
 
 FOLDER is any `transformers` chat model under a licence that lets its output be trained on; `SmolLM2-135M-Instruct`
 (Apache-2.0) was used. A writer that has read far more text than the reader asks more naturally than the reader itself
-(`write_questions.py`), whose questions stay close to the wording of the passage. The first `tune_s` seconds train it on the
-training portions of the reading sets, to ask and to answer; then it goes through the passages (`cut_passages.py`) and writes
-OUT/*.jsonl, a line an article, {"title", "passages": [{"text", "pairs": [[question, answer], ...]}]}. It sees no other text
-than passages that passed the block list.
+(`write_questions.py`), whose questions stay close to the wording of the passage. The first `tune_s` seconds train it
+on the training portions of the reading sets, to ask and to answer; then it goes through the passages
+(`cut_passages.py`) and writes OUT/*.jsonl, a line an article, {"title", "passages": [{"text", "pairs": [[question,
+answer], ...]}]}. It sees no other text than passages that passed the block list.
 """
 
 from __future__ import annotations
@@ -58,9 +58,10 @@ class SharedPrompts:
         self.samples = self.room = 0
         self.step: int | None = None
 
-    def __call__(
+    def __call__(  # the signature of an attention function of `transformers`
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any
     ) -> tuple[Tensor, None]:
+        """Output [rows, tokens, heads, head_dim]; no attention weights."""
         layer = int(module.layer_idx)
         if self.step is None:
             self.prompts[layer] = (key, value)
@@ -186,12 +187,15 @@ class ForeignWriter(Writer):
         self.foreign = decoder
 
     def ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids without added tokens."""
         return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
 
     def texts(self, rows: list[list[int]]) -> list[str]:
+        """The texts of token ids."""
         return list(self.tokenizer.batch_decode(rows))
 
     def writing(self, passage: str) -> str:
+        """The prompt after which an answer, a line `Question:` and the question follow."""
         return prompt(self.tokenizer, WRITE, passage)
 
     def asking(self, passage: str, question: str) -> str:
@@ -199,9 +203,11 @@ class ForeignWriter(Writer):
         return prompt(self.tokenizer, READ, f"{passage}\n\nQuestion: {question}")
 
     def reading(self, passages: list[str], asked: list[tuple[int, str]]) -> list[list[int]]:
+        """Prompts to answer questions, each put to a passage by its index."""
         return self.ids([self.asking(passages[index], question) for index, question in asked])
 
     def answer(self, answer: str) -> str:
+        """How an answer is written after such a prompt."""
         return f"{answer}{self.tokenizer.eos_token}"
 
 
@@ -258,7 +264,7 @@ def tune(writer: ForeignWriter, drawn: Iterator[Example], seconds: float, rate: 
         step += 1
         if time.time() - reported > 10:
             reported = time.time()
-            print(f"tuning: step {step}, {spent:.0f} s, loss {float(loss):.3f}", flush=True)
+            print(f"tuning: step {step}, {spent:.0f} s, loss {loss.item():.3f}", flush=True)
 
 
 def reading_score(writer: ForeignWriter, held_out: Sequence[Reading]) -> dict[str, float]:
@@ -303,6 +309,7 @@ def main() -> None:
     model.eval()
     if device == "cuda":
         model.to(torch.bfloat16)
+        torch.cuda.empty_cache()  # training may share the GPU
     print(f"the writer reads: {json.dumps(reading_score(writer, held_out))}", flush=True)
     while not (args.passages / "done").exists():  # `cut_passages.py` still runs
         time.sleep(0.5)

@@ -85,9 +85,10 @@ _UNITS = (
 )
 
 _ROOMS = (
-    "cellar/tool shed/boat shed/north gate/tower/pump room/reading room/chapel/dark room/print shop/stable/sauna/lighthouse/"
-    "cold store/kiln/observatory/locker room/engine room/clinic/post room/armoury/canteen/bakery/drying room/aviary/dairy/"
-    "wardrobe/control room/linen room/music room/aquarium/ticket office/signal box/pharmacy/gallery/crypt/nursery/kennel"
+    "cellar/tool shed/boat shed/north gate/tower/pump room/reading room/chapel/dark room/print shop/stable/"
+    "sauna/lighthouse/cold store/kiln/observatory/locker room/engine room/clinic/post room/armoury/canteen/"
+    "bakery/drying room/aviary/dairy/wardrobe/control room/linen room/music room/aquarium/ticket office/"
+    "signal box/pharmacy/gallery/crypt/nursery/kennel"
 ).split("/")
 _SIDES = (
     "old new upper lower small big second third west south inner outer grey white brick wooden stone former".split()

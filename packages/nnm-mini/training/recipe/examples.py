@@ -138,7 +138,7 @@ class Builder:
         others = self._distractors(article, number, count)
         text, removed = passage.text, None
         if rng.random() < 0.8 * self.unanswerable:
-            text, removed = self._without_sentence(passage.text, pairs[0][1])
+            text, removed = self.without_sentence(passage.text, pairs[0][1])
         texts = [*others, self._titled(article.title, text)]
         rng.shuffle(texts)
         if others and rng.random() < 0.5 * self.unanswerable:  # the passage with the answers is missing altogether
@@ -160,7 +160,7 @@ class Builder:
         rng.shuffle(turns)
         return self._finish(texts, turns[:9])
 
-    def _without_sentence(self, text: str, answer: str) -> tuple[str, str | None]:
+    def without_sentence(self, text: str, answer: str) -> tuple[str, str | None]:
         """The passage without the sentences that hold the answer, and what was removed; unchanged if little is left."""
         parts = sentences(text)
         kept = [part for part in parts if answer not in part]
@@ -225,7 +225,7 @@ class Builder:
                 return self._finish(others, turns[:4])
         text, removed = reading.passage, None
         if rng.random() < self.unanswerable:
-            text, removed = self._without_sentence(text, pairs[0][1])
+            text, removed = self.without_sentence(text, pairs[0][1])
         texts = [*others, text]
         rng.shuffle(texts)
         article = Article("", [Passage(reading.passage, list(reading.pairs))])
@@ -261,7 +261,7 @@ class Builder:
             others = [p.text for i, p in enumerate(article.passages) if i != number]
             out += [_measured(passage.text, question, answer) for question, answer in passage.pairs[:2]]
             for question, answer in passage.pairs[2:3] or passage.pairs[:1]:
-                text, removed = self._without_sentence(passage.text, answer)
+                text, removed = self.without_sentence(passage.text, answer)
                 if others and (removed is None or self.rng.random() < 0.5):
                     text = self.rng.choice(others)
                 if answer.lower() not in text.lower():

@@ -33,14 +33,16 @@ def with_synonyms(question: str, rng: Random) -> str:
 
 
 _OPPOSITES = (
-    "first last/largest smallest/biggest smallest/highest lowest/oldest newest/oldest youngest/longest shortest/before after/"
-    "increase decrease/increased decreased/more fewer/most fewest/northern southern/eastern western/north south/east west/"
-    "won lost/win lose/accepted rejected/accept reject/allowed banned/allow ban/began ended/begin end/started stopped/"
-    "opened closed/male female/men women/father mother/brother sister/husband wife/son daughter/above below/early late/"
-    "earlier later/maximum minimum/strong weak/hot cold/fast slow/rich poor/rural urban/public private/internal external/"
-    "positive negative/import export/buy sell/bought sold/arrive leave/arrived left/gained lost/victory defeat/attack defend/"
-    "supported opposed/support oppose/old new/upper lower/cause prevent/caused prevented/founded dissolved/created destroyed/"
-    "built demolished/common rare/easy difficult/advantage disadvantage/legal illegal/possible impossible/success failure"
+    "first last/largest smallest/biggest smallest/highest lowest/oldest newest/oldest youngest/"
+    "longest shortest/before after/increase decrease/increased decreased/more fewer/most fewest/"
+    "northern southern/eastern western/north south/east west/won lost/win lose/accepted rejected/"
+    "accept reject/allowed banned/allow ban/began ended/begin end/started stopped/opened closed/male female/"
+    "men women/father mother/brother sister/husband wife/son daughter/above below/early late/earlier later/"
+    "maximum minimum/strong weak/hot cold/fast slow/rich poor/rural urban/public private/internal external/"
+    "positive negative/import export/buy sell/bought sold/arrive leave/arrived left/gained lost/"
+    "victory defeat/attack defend/supported opposed/support oppose/old new/upper lower/cause prevent/"
+    "caused prevented/founded dissolved/created destroyed/built demolished/common rare/easy difficult/"
+    "advantage disadvantage/legal illegal/possible impossible/success failure"
 ).split("/")
 _OPPOSITE = {a: b for pair in _OPPOSITES for a, b in (pair.split(), pair.split()[::-1])}
 

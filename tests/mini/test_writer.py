@@ -1,0 +1,138 @@
+"""Another model writes questions: sampling with shared prompts, scoring, tuning, and what is kept from training."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from calibrate import written_cases
+from recipe.layout import DONT_KNOW
+from recipe.reading_sets import Reading
+from recipe.synonyms import opposite
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from write_with_model import ForeignDecoder, ForeignWriter, examples, tune
+
+TRAINING = Path(__file__).parents[2] / "packages" / "nnm-mini" / "training"
+PASSAGES = [
+    "Marie Curie was born in Warsaw in 1867. She won the Nobel Prize twice.",
+    "The lock is old.",
+    "Paris is the capital of France.",
+]
+
+
+@pytest.fixture
+def writer() -> ForeignWriter:
+    """A tiny untrained Llama with grouped heads behind the writer's interface."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    config = LlamaConfig(vocab_size=16384, num_attention_heads=4, num_key_value_heads=2, **shape)
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(TRAINING / "tokenizer"))
+    settings = {
+        "passages_per_batch": 4,
+        "samples": 2,
+        "longest_passage": 200,
+        "longest_text": 12,
+        "answer_temperature": 1.0,
+        "question_temperature": 1.0,
+        "least_log_probability": -99.0,
+    }
+    return ForeignWriter(ForeignDecoder(LlamaForCausalLM(config).eval(), tokenizer), settings)
+
+
+def test_shared_prompts_sample_what_generate_decodes(writer: ForeignWriter) -> None:
+    """Near zero temperature, every sample of every prompt is the greedy continuation, whatever is beside it."""
+    prompts = writer.ids([writer.writing(passage) for passage in PASSAGES])
+    found = writer.foreign.sample(prompts, 2, 12, (1e-5, 1e-5), writer.newline)
+    end = writer.tokenizer.eos_token_id
+    for number, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt])
+        said = writer.foreign.model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=end)
+        row = said[0, len(prompt) :].tolist()
+        row = row[: row.index(end)] if end in row else row
+        assert found[2 * number] == found[2 * number + 1] == row
+
+
+def test_scores_do_not_depend_on_the_batch(writer: ForeignWriter) -> None:
+    """A likelihood is that of one plain pass, also beside longer sequences."""
+    prompts = writer.reading(PASSAGES, [(0, "Where was Curie born?"), (1, "What is old?"), (2, "What is Paris?")])
+    answers = writer.ids([writer.answer(text) for text in ("Warsaw", "The lock", "the capital of France")])
+    together = writer.foreign.score(prompts, answers, 3)
+    for prompt, answer, (exact, mean) in zip(prompts, answers, together, strict=True):
+        with torch.no_grad():
+            logits = writer.foreign.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        logs = logits.log_softmax(-1).gather(-1, torch.tensor(answer)[:, None])
+        assert mean == pytest.approx(float(logs.mean()), abs=1e-4)
+        assert exact == (logits.argmax(-1).tolist() == answer)
+
+
+def test_tuning_teaches_to_ask_and_examples_decline_what_is_absent(writer: ForeignWriter) -> None:
+    """The loss of a repeated example falls; with `declined` 1 every read question is put to another passage."""
+    reading = Reading("squad", PASSAGES[0], (("Where was Curie born?", "Warsaw"),), (PASSAGES[2],))
+    drawn = examples(writer, [reading], Random(1), 1.0)
+    kinds = [next(drawn) for _ in range(20)]
+    assert {answer for _, answer in kinds} == {
+        writer.answer(DONT_KNOW),
+        writer.answer("Warsaw\nQuestion: Where was Curie born?"),
+    }
+    assert all((PASSAGES[2] in prompt) == (DONT_KNOW in answer) for prompt, answer in kinds)
+    prompts, answers = writer.ids([kinds[0][0]]), writer.ids([kinds[0][1]])
+    before = writer.foreign.score(prompts, answers, 1)[0][1]
+    writer.foreign.model.train()
+    tune(writer, iter([kinds[0]] * 10_000), 4.0, 0.01, 2)
+    writer.foreign.model.eval()
+    assert writer.foreign.score(prompts, answers, 1)[0][1] > before + 1.0
+
+
+def test_opposite_changes_one_word() -> None:
+    """An opposite word, or a `not`, or nothing where neither fits."""
+    rng = Random(0)
+    assert opposite("Which is the largest city?", rng) == "Which is the smallest city?"
+    assert opposite("When was it founded?", rng) == "When was it dissolved?"
+    assert opposite("Why was the road painted?", rng) in {None, "Why was not the road painted?"}
+    assert opposite("Who is Ann?", rng) is None
+
+
+def test_passages_of_held_out_articles_are_kept_apart(tmp_path: Path) -> None:
+    """One article in 400 goes to `held-out`, notes of facts are added to the others, and all is marked as done."""
+    body = (
+        "The town lies on a river in the north of the country and has a long history of trade with its neighbours. " * 4
+    )
+    titles = [f"Town {number}" for number in range(1200)]
+    data = tmp_path / "data"
+    (data / "wikipedia").mkdir(parents=True)
+    text = "\n<|endoftext|>\n".join(f"{title}\n{title} is a town. {body}" for title in titles)
+    (data / "wikipedia" / "a.txt").write_text(text, encoding="utf-8")
+    program = (
+        "import sys, cut_passages; from recipe.overlap import Blocklist;"
+        "cut_passages.blocklist = lambda data: Blocklist([]); cut_passages.main()"
+    )
+    arguments = ["--data", str(data), "--out", str(tmp_path / "out"), "--notes", "0.1"]
+    subprocess.run([sys.executable, "-c", program, *arguments], cwd=TRAINING, check=True)
+    assert (tmp_path / "out" / "done").exists()
+
+    def articles(folder: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for file in folder.glob("*.jsonl") for line in file.read_text().splitlines()]
+
+    held_out, others = articles(tmp_path / "out" / "held-out"), articles(tmp_path / "out")
+    kept_apart = {article["title"] for article in held_out}
+    named = {article["title"] for article in others if article["title"]}
+    assert kept_apart and not kept_apart & named and kept_apart | named == set(titles)
+    assert sum(not article["title"] for article in others) == round(0.1 * len(named))
+
+
+def test_calibration_cases_of_written_questions(tmp_path: Path) -> None:
+    """Two questions a passage can be answered; a third is put where its answer is absent."""
+    passage = "Ann lives in Oslo. Bob lives in Rome. Carl lives in Lima."
+    pairs = [["Where does Ann live?", "Oslo"], ["Where does Bob live?", "Rome"], ["Where does Carl live?", "Lima"]]
+    article = {"title": "People", "passages": [{"text": passage, "pairs": pairs}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(article) + "\n")
+    cases = written_cases(tmp_path, 10)
+    assert sorted(answer for _, answer in cases) == ["", "Oslo", "Rome"]
+    (prompt,) = [prompt for prompt, answer in cases if not answer]
+    assert "Lima" not in prompt and "Where does Carl live?" in prompt
