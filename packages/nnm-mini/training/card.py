@@ -2,8 +2,8 @@
 
 python card.py --card ../MODEL_CARD.md --column shipped A.json B.json [--column before C.json ...]
 
-Each column takes the JSON files of one model; a measure that no file holds is written as `not measured`, one of a sample
-(`evaluate.py --limit`) says how many cases it has.
+Each column takes the JSON files of one model; a measure that no file holds is written as `not measured`, one of a
+sample (`evaluate.py --limit`) says how many cases it has.
 """
 
 from __future__ import annotations

@@ -5,13 +5,11 @@ python run.py --config configs/full.json --data DATA --work WORK --tokenizer tok
 
 With `--writer`, another open model writes the questions (`write_with_model.py`) from the start, and only the config's
 stage `final` is trained, from the weights given by `--init`; training begins at the config's `run.train_at`, so that
-its compilation falls into the writing. 
+its compilation falls into the writing.
 
-Uses all GPUs (one process each) and all CPU cores. `--files`: how many Wikipedia files to wait for before the
-passages for
-the question writer are cut; files may arrive while training already runs. Every stage resumes from its checkpoint
-when the
-program is started again with the same WORK. Logs go to WORK/log.
+Uses all GPUs (one process each) and all CPU cores. `--files`: how many Wikipedia files to wait for before the passages
+for the question writer are cut; files may arrive while training already runs. Every stage resumes from its checkpoint
+when the program is started again with the same WORK. Logs go to WORK/log.
 """
 
 from __future__ import annotations
