@@ -68,7 +68,7 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
             "equal_budget",
             "Equal budget: classic RAG and NNM at the same time, and at the same tokens",
             ("python", "benchmarks/equal_budget.py", *data, "--store", "{store}",
-             *_n(quick, "--questions 160 --timed 8 --read 1 2 4 --composed 1 2 4",
+             *_n(quick, "--questions 120 --timed 8 --read 1 2 4 --composed 1 2 4",
                  "--questions 4 --timed 1 --read 1 2 --composed 1 2")),
             900, alone=True, plot=True,
         ),
