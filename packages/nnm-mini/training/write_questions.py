@@ -90,7 +90,7 @@ class Writer:
 
     def texts(self, rows: list[list[int]]) -> list[str]:
         """The texts of token ids, special tokens left out."""
-        return self.tokenizer.decode_batch(rows)
+        return list(self.tokenizer.decode_batch(rows))
 
     def writing(self, passage: str) -> str:
         """The prompt after which an answer, a line `Question:` and the question follow."""

@@ -257,7 +257,7 @@ def tune(writer: ForeignWriter, drawn: Iterator[Example], seconds: float, rate: 
             states = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             logits = model.lm_head(states[row, column])
         loss = F.cross_entropy(logits.float(), ids[row, column + 1])
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -297,7 +297,8 @@ def main() -> None:
     clock = float(clock_file.read_text()) if clock_file.exists() else time.time()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config["seed"])
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model.to(device)
     writer = ForeignWriter(ForeignDecoder(model, AutoTokenizer.from_pretrained(args.model)), settings)
     readings = load_reading_sets(args.data)
     own = [reading for reading in readings if reading.source == "squad"]

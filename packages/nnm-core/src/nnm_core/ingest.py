@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnm_core.collection import Collection, StoredState, Vectors
+from nnm_core.collection import Collection, StoredState
 from nnm_core.errors import InvalidInputError
 from nnm_core.model.batching import padded_batches, tokens_per_pass
 from nnm_core.model.load import LoadedModel
@@ -19,6 +19,7 @@ from nnm_core.records import Memory, text_digest
 from nnm_core.states.capture import capture
 from nnm_core.states.state import PlacedState
 from nnm_core.storage.journal_records import Entry
+from nnm_core.vectors import Vectors
 
 Progress = Callable[[int, int], None]
 
