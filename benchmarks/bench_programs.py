@@ -68,7 +68,7 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
             "equal_budget",
             "Equal budget: classic RAG and NNM at the same time, and at the same tokens",
             ("python", "benchmarks/equal_budget.py", *data, "--store", "{store}",
-             *_n(quick, "--questions 120 --timed 8 --read 1 2 4 --composed 1 2 4",
+             *_n(quick, "--questions 100 --timed 8 --read 1 2 4 --composed 1 2 4",
                  "--questions 4 --timed 1 --read 1 2 --composed 1 2")),
             900, alone=True, plot=True,
         ),
@@ -164,7 +164,7 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
         Program(
             "eval_citations", "Spans to cite, and when to abstain",
             ("nnm", "eval", "citations", "{squad2}",
-             *_n(quick, "--passages 40 --questions 40", "--passages 6 --questions 4 --depth 2")),
+             *_n(quick, "--passages 40 --questions 30", "--passages 6 --questions 4 --depth 2")),
             250,
         ),
         Program(
@@ -189,7 +189,7 @@ def _parts(quick: bool) -> list[Program]:
             "composition", "Composers: several memories side by side",
             ("python", "benchmarks/composition.py", "--data", "{squad}", "--settings", "one needed",
              "--composers", "concatenate", "guided-offset",
-             *_n(quick, "--memories 4 --questions 24", "--memories 2 --questions 4")),
+             *_n(quick, "--memories 4 --questions 16", "--memories 2 --questions 4")),
             180, alone=True, plot=True,
         ),
     ]  # fmt: skip

@@ -351,7 +351,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--only", nargs="+", metavar="NAME", help="only these programs")
     options.add_argument("--again", action="store_true", help="also what has a fresh result")
     options.add_argument("--quick", action="store_true", help="small sizes: shows that everything runs")
-    options.add_argument("--minutes", type=float, default=38, help="after so long it is over, whatever is missing")
+    options.add_argument("--minutes", type=float, default=39, help="after so long it is over, whatever is missing")
     return options.parse_args()
 
 
