@@ -19,8 +19,9 @@ DEFAULT_MAX_TOKENS = 256
 _SAMPLING = ("temperature", "top_p", "top_k", "seed", "max_tokens")
 _ROUTING = ("policy", "composer", "order", "mode", "strict")
 OPTIONS = (*_SAMPLING, *_ROUTING, "scope")
-# Passed on by LangChain itself; they change nothing here.
-_NOT_HERE = frozenset({"timeout", "max_retries"})
+# Standard fields of chat models, which LangChain and its test suite set on any of them; they change nothing here.
+_NOT_HERE = frozenset({"timeout", "max_retries", "api_key", "base_url", "streaming"})
+# Passed on by LangChain itself in a call.
 _IGNORED = frozenset({"stream", "stream_usage", "ls_structured_output_format"})
 
 

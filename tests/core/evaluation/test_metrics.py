@@ -11,9 +11,6 @@ from nnm_core.errors import InvalidInputError
 from nnm_core.evaluation.metrics import per_query
 from nnm_core.evaluation.statistics import bootstrap, paired_bootstrap
 
-# ranx leaves numba to cast between integer types.
-pytestmark = pytest.mark.filterwarnings("ignore::Warning")
-
 
 @pytest.mark.slow  # numba compiles ranx on the first call
 def test_metrics_are_the_known_ones_in_the_order_of_the_judgements() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,12 +36,14 @@ def per_query(
     order = sorted(qrels)
     # ranx sorts by score alone; tiny steps in the order of (score, id) make ties independent of insertion order.
     ranked = {query: _strict(run.get(query, {})) for query in order}
-    found: Any = ranx.evaluate(
-        ranx.Qrels({query: dict(qrels[query]) for query in order}),
-        ranx.Run(ranked),
-        list(metrics),
-        return_mean=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numba says how it casts integers while it compiles ranx
+        found: Any = ranx.evaluate(
+            ranx.Qrels({query: dict(qrels[query]) for query in order}),
+            ranx.Run(ranked),
+            list(metrics),
+            return_mean=False,
+        )
     by_metric = found if isinstance(found, dict) else {metrics[0]: found}
     places = [order.index(query) for query in qrels]
     return {name: np.asarray(values, dtype=np.float64)[places] for name, values in by_metric.items()}
