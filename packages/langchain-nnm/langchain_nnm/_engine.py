@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
@@ -25,7 +25,25 @@ _NOT_HERE = frozenset({"timeout", "max_retries", "api_key", "base_url", "streami
 _IGNORED = frozenset({"stream", "stream_usage", "ls_structured_output_format"})
 
 
-class EngineOptions(BaseModel):
+class EngineComponent(BaseModel):
+    """What holds an open engine: anything else in its place, and fields that it does not have, are refused."""
+
+    nnm: Any = Field(exclude=True, repr=False)
+
+    _passed_over: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fields(cls, values: Any) -> Any:
+        return known_fields(cls, values, allowed=cls._passed_over)
+
+    @field_validator("nnm")
+    @classmethod
+    def _is_engine(cls, value: Any) -> Any:
+        return checked_engine(value)
+
+
+class EngineOptions(EngineComponent):
     """The engine and the options of an answer.
 
     Every option but the engine can be overridden in a call: ``chat.invoke(prompt, max_tokens=20)``.
@@ -51,7 +69,8 @@ class EngineOptions(BaseModel):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    nnm: Any = Field(exclude=True, repr=False)
+    _passed_over: ClassVar[frozenset[str]] = _NOT_HERE
+
     model: str = Field(default="", alias="model_name")
     temperature: float | None = None
     max_tokens: int | None = None
@@ -65,16 +84,6 @@ class EngineOptions(BaseModel):
     mode: Literal["inject", "read", "bare"] = "inject"
     scope: str = ""
     strict: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fields(cls, values: Any) -> Any:
-        return known_fields(cls, values, allowed=_NOT_HERE)
-
-    @field_validator("nnm")
-    @classmethod
-    def _is_engine(cls, value: Any) -> Any:
-        return checked_engine(value)
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -196,17 +205,17 @@ def known_fields(component: type[BaseModel], values: Any, *, allowed: frozenset[
 def scope_of(own: str, metadata: dict[str, Any] | None) -> str:
     """The scope of a call: ``nnm_scope`` in the call's config (metadata or configurable), else the object's own."""
     config = ensure_config()
-    for source in (metadata, config.get("configurable"), config.get("metadata")):
-        if source and isinstance(source.get(SCOPE_KEY), str):
-            return str(source[SCOPE_KEY])
-    return own
+    named = _named_scope(metadata, config.get("configurable"), config.get("metadata"))
+    return own if named is None else named
 
 
 def in_scope(config: RunnableConfig | None, options: dict[str, Any]) -> dict[str, Any]:
     """A call's options with the scope of its config: LangChain hands not all of a config on to what is called."""
-    places: dict[str, Any] = {**(config or {})}
-    for name in ("metadata", "configurable"):
-        given = (places.get(name) or {}).get(SCOPE_KEY)
-        if isinstance(given, str):
-            return {"scope": given, **options}
-    return options
+    given = config or {}
+    named = _named_scope(given.get("metadata"), given.get("configurable"))
+    return options if named is None else {"scope": named, **options}
+
+
+def _named_scope(*places: Mapping[str, Any] | None) -> str | None:
+    """The first scope that one of these names."""
+    return next((place[SCOPE_KEY] for place in places if place and isinstance(place.get(SCOPE_KEY), str)), None)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from langchain_core.embeddings import Embeddings
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict
 
-from langchain_nnm._engine import checked_engine, known_fields
+from langchain_nnm._engine import EngineComponent
 
 
-class NNMEmbeddings(BaseModel, Embeddings):
+class NNMEmbeddings(EngineComponent, Embeddings):
     """Embeds texts with the model of an engine.
 
     In an `NNMVectorStore` of the same engine nothing is embedded twice: text, state and vector come from one `add`.
@@ -22,18 +21,6 @@ class NNMEmbeddings(BaseModel, Embeddings):
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    nnm: Any = Field(exclude=True, repr=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fields(cls, values: Any) -> Any:
-        return known_fields(cls, values)
-
-    @field_validator("nnm")
-    @classmethod
-    def _is_engine(cls, value: Any) -> Any:
-        return checked_engine(value)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Vectors of texts that are to be found."""

@@ -9,13 +9,25 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import RunnableConfig
 from langchain_core.vectorstores import VectorStoreRetriever
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 
 from langchain_nnm._documents import to_document
-from langchain_nnm._engine import checked_engine, in_scope, known_fields, scope_of
+from langchain_nnm._engine import EngineComponent, in_scope, scope_of
 
 
-class NNMRetriever(BaseRetriever):
+class ScopedRetriever(BaseRetriever):
+    """A retriever that searches in the scope of its call."""
+
+    def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """As in the base class, in the scope that the config names."""
+        return super().invoke(input, config, **in_scope(config, kwargs))
+
+    async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """As `invoke`, off the event loop."""
+        return await super().ainvoke(input, config, **in_scope(config, kwargs))
+
+
+class NNMRetriever(EngineComponent, ScopedRetriever):
     """Recalls memories for a query.
 
     Put it in place of a chain's retriever. The documents are plain text with their own metadata and id, so
@@ -31,28 +43,9 @@ class NNMRetriever(BaseRetriever):
     All but the engine can be overridden in a call: ``retriever.invoke(query, k=2)``.
     """
 
-    nnm: Any = Field(exclude=True, repr=False)
     k: int = Field(default=4, gt=0)
     filter: Any = None
     scope: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fields(cls, values: Any) -> Any:
-        return known_fields(cls, values)
-
-    @field_validator("nnm")
-    @classmethod
-    def _is_engine(cls, value: Any) -> Any:
-        return checked_engine(value)
-
-    def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        """As in the base class, in the scope that the config names."""
-        return super().invoke(input, config, **in_scope(config, kwargs))
-
-    async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        """As `invoke`, off the event loop."""
-        return await super().ainvoke(input, config, **in_scope(config, kwargs))
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **options: Any
@@ -89,13 +82,5 @@ class NNMRetriever(BaseRetriever):
         )
 
 
-class StoreRetriever(VectorStoreRetriever):
+class StoreRetriever(ScopedRetriever, VectorStoreRetriever):
     """What `NNMVectorStore.as_retriever` gives: LangChain's own, which also searches in the scope of its call."""
-
-    def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        """As in the base class, in the scope that the config names."""
-        return super().invoke(input, config, **in_scope(config, kwargs))
-
-    async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        """As `invoke`, off the event loop."""
-        return await super().ainvoke(input, config, **in_scope(config, kwargs))
