@@ -171,7 +171,7 @@ def write(writer: Writer, files: list[Path], out: Path, rank: int, stop: float) 
             rows = [{"text": text, "pairs": next(found)} for text in article["passages"]]
             if any(row["pairs"] for row in rows):
                 lines.append(json.dumps({"title": article["title"], "passages": rows}, ensure_ascii=False))
-        if number % writer.settings.get("flush_batches", 6) == 0:
+        if lines and number % writer.settings.get("flush_batches", 6) == 0:
             flush()
             print(f"rank {rank} {writer.counts}", flush=True)
         if time.time() > stop:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from recipe.config import load
+from recipe.decode import Caches, answer_places, judged
 from recipe.layout import DONT_KNOW
 from recipe.reading_sets import Reading, load_reading_sets
 from recipe.scores import f1
@@ -47,14 +48,13 @@ def prompt(tokenizer: Any, system: str, user: str) -> str:
 class SharedPrompts:
     """Attention of new tokens to the keys and values of a prompt that several samples share, and to their own.
 
-    While `step` is None, plain attention runs and each layer's keys and values are kept: [prompts, kv_heads, length,
-    head_dim]. Afterwards every call brings one new token a sample; nothing of a prompt is repeated for its samples.
+    While `step` is None, plain attention runs and each layer's keys and values are kept (`recipe.decode.Caches`).
+    Afterwards every call brings one new token a sample; nothing of a prompt is repeated for its samples.
     """
 
     def __init__(self) -> None:
-        self.prompts: dict[int, tuple[Tensor, Tensor]] = {}
-        self.new: dict[int, tuple[Tensor, Tensor]] = {}
-        self.hidden = torch.empty(0)
+        self.caches: dict[int, Caches] = {}
+        self.seen = torch.empty(0)
         self.samples = self.room = 0
         self.step: int | None = None
 
@@ -63,31 +63,12 @@ class SharedPrompts:
     ) -> tuple[Tensor, None]:
         """Output [rows, tokens, heads, head_dim]; no attention weights."""
         layer = int(module.layer_idx)
-        if self.step is None:
-            self.prompts[layer] = (key, value)
-            group = query.shape[1] // key.shape[1]
-            keys, values = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-            return F.scaled_dot_product_attention(query, keys, values, mask).transpose(1, 2), None
-        count, size = len(self.prompts[layer][0]), query.shape[-1]
-        heads = key.shape[1]
-        if self.step == 0:
-            shape = (count, heads, self.samples, self.room, size)
-            self.new[layer] = (key.new_empty(shape), value.new_empty(shape))
-        fresh_keys, fresh_values = self.new[layer]
-        fresh_keys[:, :, :, self.step] = key.reshape(count, self.samples, heads, size).transpose(1, 2)
-        fresh_values[:, :, :, self.step] = value.reshape(count, self.samples, heads, size).transpose(1, 2)
-        # [prompts, kv_heads, samples, group, head_dim]
-        queries = query.reshape(count, self.samples, heads, -1, size).transpose(1, 2)
-        samples, group = queries.shape[2:4]
-        keys, values = self.prompts[layer]
-        old = (queries.flatten(2, 3) @ keys.mT).float().unflatten(2, (samples, group))
-        old = old.masked_fill(self.hidden[:, None, None, None], float("-inf"))
-        own = (queries @ fresh_keys[:, :, :, : self.step + 1].mT).float()
-        shares = (torch.cat([old, own], -1) / size**0.5).softmax(-1).to(query.dtype)
-        length = keys.shape[2]
-        out = (shares[..., :length].flatten(2, 3) @ values).unflatten(2, (samples, group))
-        out = out + shares[..., length:] @ fresh_values[:, :, :, : self.step + 1]
-        return out.transpose(1, 2).reshape(len(query), 1, -1, size), None
+        if self.step is not None:
+            return self.caches[layer].attend(query, key, value, self.step, self.seen).transpose(1, 2), None
+        self.caches[layer] = Caches(key, value, self.samples, self.room)
+        group = query.shape[1] // key.shape[1]
+        keys, values = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+        return F.scaled_dot_product_attention(query, keys, values, mask).transpose(1, 2), None
 
 
 class ForeignDecoder:
@@ -122,7 +103,7 @@ class ForeignDecoder:
         shared, end = self.shared, int(self.tokenizer.eos_token_id)
         ids, mask = self.padded(prompts, left=True)
         places = (mask.cumsum(1) - 1).clamp(min=0)
-        shared.step, shared.samples, shared.room, shared.hidden = None, samples, new, mask == 0
+        shared.step, shared.samples, shared.room, shared.seen = None, samples, new, mask == 1
         # Each padded token sees itself, so that no row of the softmax is empty.
         length = ids.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
@@ -143,7 +124,7 @@ class ForeignDecoder:
                 break
             shared.step = step
             logits = self._next(token[:, None], (at + step + 1)[:, None], None)
-        shared.prompts, shared.new = {}, {}
+        shared.caches = {}
         self.model.set_attn_implementation("sdpa")
         rows = torch.stack(out, 1).tolist()
         return [row[: row.index(end)] if end in row else row for row in rows]
@@ -162,20 +143,10 @@ class ForeignDecoder:
             ids, mask = self.padded([prompts[i] + answers[i] for i in chosen], left=False)
             states = self.model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             begins = torch.tensor([len(prompts[i]) for i in chosen], device=self.device)
-            index = torch.arange(ids.shape[1], device=self.device)[None]
-            inside = (index >= begins[:, None] - 1) & (index < mask.sum(1)[:, None] - 1)
-            row, column = inside.nonzero(as_tuple=True)
-            logs = self.model.lm_head(states[row, column]).float().log_softmax(-1)
-            targets = ids[row, column + 1]
-            wrong = torch.zeros(len(chosen), device=self.device).index_add_(
-                0, row, (logs.argmax(-1) != targets).float()
-            )
-            sums = torch.zeros(len(chosen), device=self.device).index_add_(
-                0, row, logs.gather(-1, targets[:, None])[:, 0]
-            )
-            means = (sums / inside.sum(1)).tolist()
-            for position, i in enumerate(chosen):
-                out[i] = (bool(wrong[position] == 0), means[position])
+            row, column = answer_places(begins, mask.sum(1), ids.shape[1])
+            logits = self.model.lm_head(states[row, column]).float()
+            for i, score in zip(chosen, judged(logits, ids[row, column + 1], row, len(chosen)), strict=True):
+                out[i] = score
         return out
 
 
@@ -250,9 +221,7 @@ def tune(writer: ForeignWriter, drawn: Iterator[Example], seconds: float, rate: 
         heads, tails = writer.ids([p for p, _ in pairs]), writer.ids([a for _, a in pairs])
         ids, mask = decoder.padded([h + t for h, t in zip(heads, tails, strict=True)], left=False)
         begins = torch.tensor([len(head) for head in heads], device=ids.device)
-        index = torch.arange(ids.shape[1], device=ids.device)[None]
-        inside = (index >= begins[:, None] - 1) & (index < mask.sum(1)[:, None] - 1)
-        row, column = inside.nonzero(as_tuple=True)
+        row, column = answer_places(begins, mask.sum(1), ids.shape[1])
         with torch.autocast(ids.device.type, torch.bfloat16):
             states = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             logits = model.lm_head(states[row, column])

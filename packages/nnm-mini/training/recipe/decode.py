@@ -26,6 +26,31 @@ class Caches:
         shape = (keys.shape[0], keys.shape[1], samples, new, keys.shape[3])
         self.new_keys, self.new_values = keys.new_zeros(shape), keys.new_zeros(shape)
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, step: int, seen: Tensor) -> Tensor:
+        """Take in one new token a sample, and attend to the prompt, where it is `seen` [prompts, length], and the new
+        tokens.
+
+        query [prompts * samples, heads, 1, head_dim] gives the shape of what is returned; key and value have kv_heads.
+        """
+        prompts, kv_heads, length, size = self.prompt_keys.shape
+        samples = self.new_keys.shape[2]
+
+        def by_prompt(t: Tensor) -> Tensor:
+            return t.reshape(prompts, samples, kv_heads, -1, size).transpose(1, 2)
+
+        attended: Tensor
+        self.new_keys[:, :, :, step] = by_prompt(key)[:, :, :, 0]
+        self.new_values[:, :, :, step] = by_prompt(value)[:, :, :, 0]
+        queries = by_prompt(query)  # [prompts, kv_heads, samples, group, head_dim]
+        group = queries.shape[3]
+        old = (queries.flatten(2, 3) @ self.prompt_keys.mT).float().unflatten(2, (samples, group))
+        fresh = (queries @ self.new_keys[:, :, :, : step + 1].mT).float()
+        old = old.masked_fill(~seen[:, None, None, None], float("-inf"))
+        shares = (torch.cat([old, fresh], -1) / size**0.5).softmax(-1).to(query.dtype)
+        attended = (shares[..., :length].flatten(2, 3) @ self.prompt_values).unflatten(2, (samples, group))
+        attended = attended + shares[..., length:] @ self.new_values[:, :, :, : step + 1]
+        return attended.transpose(1, 2).reshape(query.shape)
+
 
 def decode_block(
     x: Tensor, cache: Caches, step: int, seen: Tensor, cosine: Tensor, sine: Tensor, head_dim: int, *weights: Tensor
@@ -33,24 +58,29 @@ def decode_block(
     """One layer for one new token a sample; x [prompts * samples, 1, hidden]; `seen` [prompts, length] marks prompt
     tokens."""
     q, k, v = qkv(x, weights, cosine, sine, head_dim)
-    prompts, kv_heads = cache.prompt_keys.shape[:2]
-    samples = cache.new_keys.shape[2]
+    return rest_of_block(x, cache.attend(q, k, v, step, seen), weights)
 
-    def by_prompt(t: Tensor) -> Tensor:
-        return t.reshape(prompts, samples, kv_heads, -1, head_dim).transpose(1, 2)
 
-    cache.new_keys[:, :, :, step] = by_prompt(k)[:, :, :, 0]
-    cache.new_values[:, :, :, step] = by_prompt(v)[:, :, :, 0]
-    queries = by_prompt(q)  # [prompts, kv_heads, samples, group, head_dim]
-    group = queries.shape[3]
-    old = (queries.flatten(2, 3) @ cache.prompt_keys.mT).float().unflatten(2, (samples, group))
-    fresh = (queries @ cache.new_keys[:, :, :, : step + 1].mT).float()
-    old = old.masked_fill(~seen[:, None, None, None], float("-inf"))
-    shares = (torch.cat([old, fresh], -1) / head_dim**0.5).softmax(-1).to(x.dtype)
-    length = old.shape[-1]
-    attended = (shares[..., :length].flatten(2, 3) @ cache.prompt_values).unflatten(2, (samples, group))
-    attended = attended + shares[..., length:] @ cache.new_values[:, :, :, : step + 1]
-    return rest_of_block(x, attended.transpose(1, 2).reshape(q.shape), weights)
+def answer_places(starts: Tensor, lengths: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Row and column of every token behind which a token of the answer stands: from `starts` to `lengths`, [rows]."""
+    index = torch.arange(width, device=starts.device)[None]
+    row, column = ((index >= starts[:, None] - 1) & (index < lengths[:, None] - 1)).nonzero(as_tuple=True)
+    return row, column
+
+
+def judged(logits: Tensor, targets: Tensor, row: Tensor, rows: int) -> list[tuple[bool, float]]:
+    """For each row whether all its targets are the most likely tokens, and their mean log-probability.
+
+    logits [tokens, vocabulary] in fp32 and targets [tokens], each of the row that `row` [tokens] says.
+    """
+    logs = logits.log_softmax(-1)
+
+    def summed(values: Tensor) -> Tensor:
+        return torch.zeros(rows, device=logits.device).index_add_(0, row, values)
+
+    wrong = summed((logs.argmax(-1) != targets).float())
+    means = summed(logs.gather(-1, targets[:, None])[:, 0]) / summed(torch.ones_like(logs[:, 0])).clamp(min=1)
+    return list(zip((wrong == 0).tolist(), means.tolist(), strict=True))
 
 
 class Decoder:
@@ -134,14 +164,8 @@ class Decoder:
             for layer in self.model.blocks:
                 x = self.block(x, cosine, sine, None, self.shape.head_dim, *layer.weights())
             starts = torch.tensor([len(prompts[i]) for i in chosen] + [1] * (rows - len(chosen)), device=self.device)
-            index = torch.arange(length, device=self.device)[None]
-            inside = (index >= starts[:, None] - 1) & (index < lengths[:, None] - 1)
-            row, column = inside.nonzero(as_tuple=True)
-            logs = self.logits(x[row, column]).log_softmax(-1)
-            targets = ids[row, column + 1]
-            wrong = torch.zeros(rows, device=self.device).index_add_(0, row, (logs.argmax(-1) != targets).float())
-            sums = torch.zeros(rows, device=self.device).index_add_(0, row, logs.gather(-1, targets[:, None])[:, 0])
-            means = (sums / inside.sum(1).clamp(min=1)).tolist()
-            for position, i in enumerate(chosen):
-                out[i] = (bool(wrong[position] == 0), means[position])
+            row, column = answer_places(starts, lengths, length)
+            scores = judged(self.logits(x[row, column]), ids[row, column + 1], row, rows)
+            for i, score in zip(chosen, scores, strict=False):  # behind them stand the rows that fill up the batch
+                out[i] = score
         return out
