@@ -19,7 +19,7 @@ from nnm_core.records import Memory, text_digest
 from nnm_core.states.capture import capture
 from nnm_core.states.state import PlacedState
 from nnm_core.storage.journal_records import Entry
-from nnm_core.vectors import Vectors
+from nnm_core.transforms import Vectors
 
 Progress = Callable[[int, int], None]
 
