@@ -19,7 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from results_tables import TABLES, generic, p_value
+from results_recall import p_value
+from results_tables import TABLES, generic
 
 Record = Mapping[str, Any]
 LIMITS = "limits.md"

@@ -11,6 +11,11 @@ Table = tuple[list[str], list[list[str]]]
 _DIFFERENCE = "ndcg@10_minus_"
 
 
+def p_value(p: float) -> str:
+    """A probability, short."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def retrieval_tables(result: Result) -> Iterator[tuple[str, Table]]:
     """Per set its title and arms, then its title and steps."""
     sets = result["config"]["sets"]
@@ -40,7 +45,7 @@ def _arms(arms: Mapping[str, Result]) -> Table:
 
 def _steps(steps: Mapping[str, Result]) -> Table:
     rows = [
-        [name, f"{found['mean']:+.4f}", f"[{found['low']:+.4f}, {found['high']:+.4f}]", _p(found["p"])]
+        [name, f"{found['mean']:+.4f}", f"[{found['low']:+.4f}, {found['high']:+.4f}]", p_value(found["p"])]
         for name, found in steps.items()
     ]
     return ["step", "difference", "95 %", "p"], rows
@@ -97,11 +102,7 @@ def _weights(weights: Mapping[str, float]) -> str:
 
 
 def _difference(found: Result | None) -> str:
-    return "" if found is None else f"{found['mean']:+.4f} (p {_p(found['p'])})"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "" if found is None else f"{found['mean']:+.4f} (p {p_value(found['p'])})"
 
 
 def as_paragraphs(titled: Sequence[tuple[str, str]]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from results_parts import codec_rows, composition_rows, questions
-from results_recall import as_paragraphs, choices, citation_rows, index_rows, retrieval_tables
+from results_recall import as_paragraphs, choices, citation_rows, index_rows, p_value, retrieval_tables
 
 Result = Mapping[str, Any]
 Row = Sequence[str]
@@ -35,11 +35,6 @@ def share(value: float | None, interval: Sequence[float] | None = None) -> str:
 def points(found: Result) -> str:
     """A paired difference in points with its interval."""
     return f"{100 * found['mean']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
-
-
-def p_value(p: float) -> str:
-    """A probability, short."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def equal_budget(result: Result) -> list[str]:

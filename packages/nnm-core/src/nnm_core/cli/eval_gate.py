@@ -100,7 +100,7 @@ class GateOptions:
             store: a memory that exists (namespace ``default``) and is used in place of one of the gate's own.
             system: the engine's system prompt; None takes the default one.
         """
-        from nnm_core.evaluation.benchmark import environment
+        from nnm_core.evaluation.benchmark import command, environment
 
         if self.plot is not None:
             _check_plots()
@@ -109,7 +109,8 @@ class GateOptions:
             engine = stack.enter_context(self._opened(namespace, store, system))
             with _bar() as tell:
                 result = gate(engine, tell)
-            config = environment(engine.model) | {"quantize": self.quantize, "command": _command(), **result.config}
+            config = environment(engine.model) | {"quantize": self.quantize, **result.config}
+            config["command"] = command(["nnm", *sys.argv[1:]])
         config["seconds"] = time.perf_counter() - started
         self._write(result, config)
         if not owns_stdout(self.json):
@@ -200,10 +201,6 @@ def _check_plots() -> None:
 
     if importlib.util.find_spec("matplotlib") is None:
         raise InvalidInputError("Plots need matplotlib.", hint="pip install 'nnm-core[plot]'")
-
-
-def _command() -> str:
-    return " ".join(["nnm", *sys.argv[1:]])
 
 
 def namespace_of(gate: str, *parts: object) -> str:

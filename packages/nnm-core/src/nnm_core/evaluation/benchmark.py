@@ -57,10 +57,13 @@ def environment(model: LoadedModel) -> dict[str, Any]:
 
 
 def command(words: Sequence[str]) -> str:
-    """The command line as one that another can repeat: without the files that it writes."""
-    kept, leave_out = ["python", *words[:1]], 0
+    """The command line as one that another can repeat: without the files that it writes.
+
+    A program is run by python; ``nnm`` is a command of its own, wherever it lies.
+    """
+    kept, leave_out = (["nnm"] if Path(words[0]).stem == "nnm" else ["python", words[0]]), 0
     for word in words[1:]:
-        leave_out = 2 if word in ("--json", "--plot") else max(0, leave_out - 1)
+        leave_out = 2 if word in ("--json", "--plot", "--items") else max(0, leave_out - 1)
         if not leave_out:
             kept.append(word)
     return " ".join(kept)
