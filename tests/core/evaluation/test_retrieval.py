@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+import torch
 from tests.core.families import loaded
 
 from nnm_core.embedding.kv_embedding import KVEmbedder
 from nnm_core.embedding.pairs import SelfLabel
 from nnm_core.embedding.tokens import SparseEncoder, SparseSettings
+from nnm_core.evaluation import retrieval
 from nnm_core.evaluation.retrieval import StateSide, fused, reranked
+from nnm_core.model.load import LoadedModel
 from nnm_core.recall.exact import DenseSide, SparseSide, top
 from nnm_core.recall.rerank import Evidence, RerankSettings, StateReranker
+from nnm_core.recall.state_pass import StateView
+from nnm_core.states.capture import capture
+from nnm_core.states.state import PlacedState, State
 
 DOCUMENTS = {
     "bins": "Bins go out on Monday. Paper is collected every second week.",
@@ -85,6 +93,43 @@ def test_evidence_gathered_in_blocks_is_that_of_asking_directly() -> None:
         for name, evidence in direct.items():
             assert found[query][name].likelihood == pytest.approx(evidence.likelihood, abs=2e-4)
             np.testing.assert_allclose(found[query][name].attention, evidence.attention, atol=1e-3)
+
+
+def test_blocks_and_passes_that_do_not_fit_are_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded("qwen3")
+    candidates = {"q1": [("bus", 2.0), ("cat", 1.0)], "q2": [("bins", 1.0), ("bus", 0.5)]}
+    queries = {"q1": "When does the bus leave?", "q2": "When do the bins go out?"}
+    side = StateSide(model, DOCUMENTS)
+    whole = side.gather(candidates, queries, StateReranker(model, side.left), silent)
+    blocks: list[int] = []
+    states = StateSide.states
+
+    def limited(self: StateSide, texts: Sequence[str]) -> list[StateView]:
+        if len(texts) > 2:
+            raise torch.OutOfMemoryError("no room")
+        blocks.append(len(texts))
+        return states(self, texts)
+
+    def one_at_a_time(model: LoadedModel, rows: Sequence[Sequence[int]], left: PlacedState) -> list[State]:
+        if len(rows) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return capture(model, rows, left)
+
+    monkeypatch.setattr(StateSide, "states", limited)
+    monkeypatch.setattr(retrieval, "capture", one_at_a_time)
+    parts = side.gather(candidates, queries, StateReranker(model, side.left), silent)
+    assert blocks == [1, 2]
+    for query, seen in whole.items():
+        assert list(parts[query]) == [name for name, _ in candidates[query]] == list(seen)
+        for name, evidence in seen.items():
+            assert parts[query][name].likelihood == pytest.approx(evidence.likelihood, abs=2e-4)
+
+
+@pytest.mark.parametrize("budget", [1, 40, 10_000])
+def test_blocks_hold_all_documents_once_and_as_many_tokens_as_asked(budget: int) -> None:
+    blocks = list(StateSide(loaded("qwen3"), DOCUMENTS, tokens_per_block=budget)._blocks(list(DOCUMENTS)))
+    assert [name for block in blocks for name in block] == list(DOCUMENTS)
+    assert len(blocks) == {1: 3, 40: 2, 10_000: 1}[budget]
 
 
 def test_rerank_trials_read_the_document_without_its_sentence() -> None:

@@ -47,7 +47,7 @@ def test_the_program_writes_every_arm_with_its_metrics_and_what_was_chosen(
 ) -> None:
     model, data = folders
     out, runs, evidence = tmp_path / "retrieval.json", tmp_path / "runs.json.gz", tmp_path / "evidence.npz"
-    small = ["--labels", 6, "--trial-depth", 4, "--depth", 5, "--subset", "3x8", "--keep-states"]
+    small = ["--labels", 6, "--trial-depth", 4, "--depth", 5, "--subset", "3x8"]
     small += ["--tune-split", "train", "--tune-queries", 2, "--document-expansion", 5]
     saved = ["--save-runs", runs, "--save-evidence", evidence, "--json", out]
     done = run(
@@ -64,7 +64,14 @@ def test_the_program_writes_every_arm_with_its_metrics_and_what_was_chosen(
         assert metrics["ndcg@10_interval"][0] <= metrics["ndcg@10"] <= metrics["ndcg@10_interval"][1]
     assert result["arms"]["sparse"]["ndcg@10"] == 1.0
     assert result["arms"]["sparse"]["ndcg@10_minus_bm25s (stemmed)"]["count"] == 4
-    assert {"whitening", "re-routing in one pass", "8 bits, dense", "8 bits, hybrid", "both"} <= set(result["ablation"])
+    assert {
+        "whitening",
+        "re-routing in one pass",
+        "8 bits, dense",
+        "8 bits, hybrid",
+        "8 bits, hybrid of equal parts",
+        "both",
+    } <= set(result["ablation"])
     full, small_set = result["config"]["sets"].values()
     assert (full["documents"], small_set["documents"], small_set["queries"]) == (12, 8, 3)
     assert full["rerank"]["weights"]["first"] == 1.0

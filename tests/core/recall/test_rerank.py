@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tests.core.reading import read_logits
 
 from nnm_core.errors import InvalidInputError
 from nnm_core.model.prompt import PromptFormat
+from nnm_core.recall import rerank
 from nnm_core.recall.fusion import FusedHit
 from nnm_core.recall.rerank import Evidence, RerankSettings, StateReranker, combine
 from nnm_core.states.capture import capture, place
@@ -51,6 +53,45 @@ def test_likelihood_is_the_gain_over_reading_without_the_memory(family: str, cue
         np.testing.assert_allclose(evidence[key].gains, gains, atol=1e-3)
         np.testing.assert_allclose(evidence[key].surprise, -null, atol=1e-3)
         assert evidence[key].likelihood == pytest.approx(float((gains * -null).sum() / -null.sum()), abs=2e-4)
+
+
+def rows_of_passes(monkeypatch: pytest.MonkeyPatch, room: int) -> list[int]:
+    """Lets the model read at most `room` rows at a time; the rows of every pass that fitted."""
+    hf, rows = loaded("qwen3").hf, []
+    forward = hf.forward
+
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        if len(kwargs["input_ids"]) > room:
+            raise torch.OutOfMemoryError("no room")
+        rows.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(hf, "forward", limited)
+    return rows
+
+
+def test_candidates_that_do_not_fit_the_device_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, states, _, _ = stored("qwen3")
+    whole = StateReranker(loaded("qwen3"), left, all_heads=True).evidence(QUERY, states)
+    rows = rows_of_passes(monkeypatch, room=1)
+    parts = StateReranker(loaded("qwen3"), left, all_heads=True).evidence(QUERY, states)
+    assert rows == [1] * (1 + len(states))  # the reading without a memory, and each candidate
+    assert list(parts) == list(whole)
+    for key, evidence in whole.items():
+        np.testing.assert_allclose(parts[key].gains, evidence.gains, atol=1e-3)
+        np.testing.assert_allclose(parts[key].attention, evidence.attention, atol=1e-3)
+
+
+def test_the_logits_of_a_pass_are_bounded_however_small_the_memories_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, states, _, _ = stored("qwen3")
+    many = {f"{key} {turn}": state for turn in range(5) for key, state in states.items()}
+    model = loaded("qwen3")
+    read = len(model.tokenizer(f"Question: {QUERY}", add_special_tokens=False)["input_ids"])
+    monkeypatch.setattr(rerank, "_LOGIT_BYTES", 4 * 4 * read * model.hf.config.vocab_size)
+    rows = rows_of_passes(monkeypatch, room=len(many))
+    StateReranker(model, left).evidence(QUERY, many)
+    assert max(rows) == 4
+    assert sum(rows) == 1 + len(many)
 
 
 def eager_attention(row: list[int], memory: slice, query: slice, layer: int, weights: torch.Tensor) -> torch.Tensor:

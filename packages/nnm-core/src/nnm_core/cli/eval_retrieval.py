@@ -91,7 +91,6 @@ def retrieval(
     baselines: Annotated[str, typer.Option(help="Of bm25 and minilm; empty for none.")] = "bm25,minilm",
     rerank: Annotated[bool, typer.Option(help="Read queries over stored states.")] = True,
     tokens: Annotated[bool, typer.Option(help="Measure the token level.")] = True,
-    keep_states: Annotated[bool, typer.Option("--keep-states", help="Hold all states in the device's memory.")] = False,
     save_runs: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all rankings (.json.gz).")] = None,
     save_evidence: Annotated[
         Path | None,
@@ -131,7 +130,6 @@ def retrieval(
         tokens=tokens,
         expansion=expansion,
         document_expansion=document_expansion,
-        keep_states=keep_states,
         all_heads=save_evidence is not None,
     )
     tell = _teller(started)
@@ -176,7 +174,7 @@ def _made(
     tell: Callable[[str], None],
     saving: _Saving,
 ) -> tuple[Runs, dict[str, Any]]:
-    """Run the experiment on every set with one model and one store of states; judged queries are for the first set."""
+    """Run the experiment on every set with one model; judged queries are for the first set."""
     from nnm_core.evaluation.benchmark import environment
     from nnm_core.evaluation.retrieval_experiment import Experiment
     from nnm_core.model.load import ModelSettings, load_model
@@ -185,13 +183,10 @@ def _made(
     loaded = load_model(reader.model, ModelSettings(device=reader.device, dtype=reader.dtype))
     runs: Runs = {}
     config: dict[str, Any] = {**environment(loaded), "sets": {}}
-    states: dict[str, Any] = {}
     for data in sets:
         tell(f"{data.name}: {len(data.documents)} documents, {len(data.queries)} queries")
         asked = judged if data is sets[0] else None
-        experiment = Experiment(
-            data, loaded, options, tell, states, judged=asked, save=partial(saving.save, runs, config)
-        )
+        experiment = Experiment(data, loaded, options, tell, judged=asked, save=partial(saving.save, runs, config))
         runs[data.name], config["sets"][data.name] = experiment.arms, experiment.config
         experiment.run()
     return runs, config

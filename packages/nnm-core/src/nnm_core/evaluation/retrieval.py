@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nnm_core.embedding.kv_embedding import KVEmbedder
 from nnm_core.embedding.pairs import SelfLabel
 from nnm_core.embedding.settings import EmbeddingSettings
 from nnm_core.evaluation.datasets import RetrievalSet
-from nnm_core.model.batching import padded_batches
+from nnm_core.model.batching import in_halves, padded_batches
 from nnm_core.model.load import LoadedModel
 from nnm_core.model.prompt import DEFAULT_SYSTEM, PromptFormat
 from nnm_core.recall.fusion import Ranking, fuse
@@ -31,6 +32,11 @@ Vectors = NDArray[np.float32]
 Rankings = Mapping[str, Ranking]
 """Query id -> ranking of document ids."""
 Tell = Callable[[str], None]
+_TOKENS_PER_BLOCK = 1 << 17
+# Of a GPU's free memory, for states; the rest is for passes over them and for whatever else runs there.
+_SHARE_OF_FREE = 0.4
+# A state on a GPU keeps its keys unrotated, and rotated from the first use on.
+_PLACED_TWICE = 1.5
 
 
 @dataclass
@@ -40,18 +46,14 @@ class StateSide:
     Attributes:
         model: that makes the states.
         documents: id -> text.
-        tokens_per_block: of documents whose states are in memory at the same time.
+        tokens_per_block: of documents whose states are in memory at the same time; None for as many as fit.
         tokens_per_pass: of one forward pass.
-        keep: states of `documents` stay in memory once they are made: for a device whose memory holds them all.
-        kept: those states, by text.
     """
 
     model: LoadedModel
     documents: Mapping[str, str]
-    tokens_per_block: int = 1 << 17
+    tokens_per_block: int | None = None
     tokens_per_pass: int = 4096
-    keep: bool = False
-    kept: dict[str, StateView] = field(default_factory=dict)
     left: PlacedState = field(init=False)
     format: PromptFormat = field(init=False)
 
@@ -63,50 +65,40 @@ class StateSide:
     def states(self, texts: Sequence[str]) -> list[StateView]:
         """Placed states of texts, in order; a text too long for the model is read as far as it fits (7/8 of it)."""
         room = self.model.context_limit * 7 // 8 - self.left.length
-        missing = [text for text in dict.fromkeys(texts) if text not in self.kept]
-        rows = [self.format.memory_ids(text)[:room] for text in missing]
+        different = list(dict.fromkeys(texts))
+        rows = [self.format.memory_ids(text)[:room] for text in different]
         made: dict[str, StateView] = {}
         for batch in padded_batches([len(row) for row in rows], self.tokens_per_pass):
-            states = capture(self.model, [rows[i] for i in batch], self.left)
+            read = in_halves(lambda few: capture(self.model, [rows[i] for i in few], self.left), batch)
             made.update(
-                (missing[i], place(self.model, s, self.left.length)) for i, s in zip(batch, states, strict=True)
+                (different[i], place(self.model, s, self.left.length)) for i, s in zip(batch, read, strict=True)
             )
-        if self.keep:
-            own = set(self.documents.values())
-            self.kept.update((text, state) for text, state in made.items() if text in own)
-        return [made[text] if text in made else self.kept[text] for text in texts]
+        return [made[text] for text in texts]
 
     def gather(
         self, candidates: Rankings, queries: Mapping[str, str], reranker: StateReranker, tell: Tell
     ) -> dict[str, dict[str, Evidence]]:
-        """Evidence of every (query, candidate) pair, document by document, or query by query where states are kept."""
-        if self.keep:
-            return self._gather_kept(candidates, queries, reranker, tell)
+        """Evidence of every (query, candidate) pair: a block of documents after the other, each for all its queries."""
         asking: dict[str, list[str]] = {}
         for query, ranking in candidates.items():
             for name, _ in ranking:
                 asking.setdefault(name, []).append(query)
-        found: dict[str, dict[str, Evidence]] = {query: {} for query in candidates}
-        done = 0
-        for block in self._blocks(list(asking)):
-            states = dict(zip(block, self.states([self.documents[name] for name in block]), strict=True))
-            for query in dict.fromkeys(query for name in block for query in asking[name]):
-                mine = {name: states[name] for name in block if query in asking[name]}
-                found[query].update(reranker.evidence(queries[query], mine))
-            done += len(block)
-            tell(f"states asked: {done} of {len(asking)} documents")
-        return found
 
-    def _gather_kept(
-        self, candidates: Rankings, queries: Mapping[str, str], reranker: StateReranker, tell: Tell
-    ) -> dict[str, dict[str, Evidence]]:
-        names = list(dict.fromkeys(name for ranking in candidates.values() for name, _ in ranking))
-        self.states([self.documents[name] for name in names])
-        tell(f"states of {len(names)} documents are in memory")
-        return {
-            query: reranker.evidence(queries[query], {n: self.kept[self.documents[n]] for n, _ in ranking})
-            for query, ranking in candidates.items()
-        }
+        def asked(block: Sequence[str]) -> list[dict[str, Evidence]]:
+            """Per document what it says to each of its queries."""
+            states = dict(zip(block, self.states([self.documents[name] for name in block]), strict=True))
+            said: dict[str, dict[str, Evidence]] = {name: {} for name in block}
+            for query in dict.fromkeys(query for name in block for query in asking[name]):
+                mine = {name: states[name] for name, _ in candidates[query] if name in states}
+                for name, evidence in reranker.evidence(queries[query], mine).items():
+                    said[name][query] = evidence
+            return list(said.values())
+
+        said: dict[str, dict[str, Evidence]] = {}
+        for block in self._blocks(list(asking)):
+            said.update(zip(block, in_halves(asked, block), strict=True))
+            tell(f"states asked: {len(said)} of {len(asking)} documents")
+        return {query: {name: said[name][query] for name, _ in ranking} for query, ranking in candidates.items()}
 
     def trials(
         self, labels: Sequence[SelfLabel], rankings: Sequence[Ranking], settings: RerankSettings, tell: Tell
@@ -114,8 +106,6 @@ class StateSide:
         """Re-ranking trials: per own sentence the ranking's documents and the one without the sentence."""
         reranker = StateReranker(self.model, self.left, settings, all_heads=True)
         names = list(self.documents)
-        if self.keep:
-            self.states([self.documents[name] for ranking in rankings for name, _ in ranking])
         trials: list[RerankTrial] = []
         for number, (label, ranking) in enumerate(zip(labels, rankings, strict=True), start=1):
             gold = names[label.document]
@@ -128,15 +118,23 @@ class StateSide:
 
     def _blocks(self, names: Sequence[str]) -> Iterator[list[str]]:
         block: list[str] = []
-        tokens = 0
+        tokens, most = 0, self.tokens_per_block or self._fitting()
         for name in names:
             block.append(name)
-            tokens += len(self.documents[name]) // 4
-            if tokens >= self.tokens_per_block:
+            tokens += len(self.documents[name]) // 3  # rather too many than too few
+            if tokens >= most:
                 yield block
                 block, tokens = [], 0
         if block:
             yield block
+
+    def _fitting(self) -> int:
+        """Tokens whose states fit: on a GPU they stay there until their queries are through, which saves passes."""
+        if self.model.device.type != "cuda" or not self.left.length:
+            return _TOKENS_PER_BLOCK
+        free, _ = torch.cuda.mem_get_info(self.model.device)
+        a_token = self.left.nbytes / self.left.length * _PLACED_TWICE
+        return max(_TOKENS_PER_BLOCK, int(free * _SHARE_OF_FREE / a_token))
 
 
 def first_stage_trials(

@@ -25,7 +25,6 @@ from nnm_core.model.load import LoadedModel
 from nnm_core.recall.exact import DenseSide, SparseSide, eight_bits
 from nnm_core.recall.fusion import Ranking
 from nnm_core.recall.rerank import Evidence, RerankSettings, StateReranker
-from nnm_core.recall.state_pass import StateView
 from nnm_core.recall.tuning import best_heads, head_name, head_scores, tune_first_stage, tune_rerank
 
 Tell = Callable[[str], None]
@@ -54,7 +53,6 @@ class RetrievalOptions:
         tokens: measure the token level.
         expansion: expected words that the language-model head adds to a query; 0 for none.
         document_expansion: words that it adds to every document, as doc2query does with a second model; 0 for none.
-        keep_states: keep all states in the device's memory.
         all_heads: note the attention of every head in `Experiment.evidence`, for analysis.
     """
 
@@ -71,7 +69,6 @@ class RetrievalOptions:
     tokens: bool = True
     expansion: int = 30
     document_expansion: int = 0
-    keep_states: bool = False
     all_heads: bool = False
 
 
@@ -83,7 +80,6 @@ class Experiment:
         model: the reader.
         options: see `RetrievalOptions`.
         tell: told what is going on.
-        states: states by text that another experiment with this model has kept.
         judged: other queries on the same documents, with judgements that re-ranking weights may be chosen on.
         save: called with this object after every part: what is done is not lost if a later part is not finished.
     """
@@ -94,7 +90,6 @@ class Experiment:
         model: LoadedModel,
         options: RetrievalOptions | None = None,
         tell: Tell | None = None,
-        states: dict[str, StateView] | None = None,
         *,
         judged: RetrievalSet | None = None,
         save: Callable[[Experiment], None] | None = None,
@@ -112,7 +107,6 @@ class Experiment:
             "options": asdict(self.options),
             "seconds": {},
         }
-        self.states: dict[str, StateView] = {} if states is None else states
         self.labels: list[SelfLabel] = self_labels(list(data.documents.values()), self.options.labels)
         self._tell = tell or (lambda _: None)
         self._save = save or (lambda _: None)
@@ -238,6 +232,7 @@ class Experiment:
         self.arms["hybrid"] = fused(parts, choice.weights, LIMIT)
         eight = {"sparse": self.arms["sparse"], "dense": self.arms["dense, 8 bits"]}
         self.arms["hybrid, 8 bits"] = fused(eight, choice.weights, LIMIT)
+        self.arms["hybrid, equal RSF, 8 bits"] = fused(eight, equal, LIMIT)
         self._first_weights = choice.weights
 
     def _first_stage(self, queries: Mapping[str, str]) -> Rankings:
@@ -290,13 +285,7 @@ class Experiment:
     def _rerank(self) -> None:
         """Likelihood and attention on stored states, alone and with the first stage."""
         options = self.options
-        side = StateSide(
-            self.model,
-            self.data.documents,
-            tokens_per_pass=options.batch,
-            keep=options.keep_states,
-            kept=self.states,
-        )
+        side = StateSide(self.model, self.data.documents, tokens_per_pass=options.batch)
         settings = RerankSettings(cue=options.cue, depth=options.depth, tokens_per_batch=max(options.batch, 16384))
         settings = self._tuned(side, settings)
         first = self.arms["hybrid"]

@@ -38,6 +38,7 @@ STEPS: tuple[tuple[str, str, str], ...] = (
     ("8 bits, dense", "dense, 8 bits", "dense one-pass, whitened"),
     ("dense beside sparse", "hybrid", "sparse"),
     ("8 bits, hybrid", "hybrid, 8 bits", "hybrid"),
+    ("8 bits, hybrid of equal parts", "hybrid, equal RSF, 8 bits", "hybrid, equal RSF"),
     ("token level (MaxSim)", "hybrid + tokens", "hybrid"),
     ("8 bits, token level", "tokens (MaxSim) alone, 8 bits", "tokens (MaxSim) alone"),
     ("query likelihood on states", "hybrid + likelihood", "hybrid"),

@@ -28,13 +28,15 @@ from torch import Tensor
 from nnm_core.embedding.kv_embedding import EncoderModel
 from nnm_core.errors import InvalidInputError
 from nnm_core.model.attention import AttentionIntervention
-from nnm_core.model.batching import padded_batches
+from nnm_core.model.batching import in_halves, padded_batches
 from nnm_core.model.prompt import QUESTION_HEADER
 from nnm_core.recall.attention_scores import AttentionProbe, Head
 from nnm_core.recall.fusion import FusedHit
 from nnm_core.recall.state_pass import Nothing, Rows, StateView, read_over
 
 Array = NDArray[np.float32]
+# Of the logits of one pass: rows x tokens read x vocabulary, float32.
+_LOGIT_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,12 @@ class StateReranker:
         names = list(candidates)
         found: dict[str, Evidence] = {}
         lengths = [state.length + self._left.length for state in states]
-        for group in padded_batches(lengths, self.settings.tokens_per_batch):
+        vocabulary = int(self._model.hf.config.get_text_config().vocab_size)
+        most = max(1, _LOGIT_BYTES // (4 * vocabulary * (len(cue) + len(ids))))
+        for group in padded_batches(lengths, self.settings.tokens_per_batch, most):
             members = [states[index] for index in group]
-            for index, evidence in zip(group, self._read(members, cue, ids, null), strict=True):
-                found[names[index]] = evidence
+            read = in_halves(lambda few: self._read(few, cue, ids, null), members)
+            found.update((names[index], evidence) for index, evidence in zip(group, read, strict=True))
         return {name: found[name] for name in names}
 
     def rerank(self, query: str, hits: Sequence[FusedHit], states: Mapping[str, StateView]) -> list[FusedHit]:
