@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 from calibrate import written_cases
-from recipe.layout import DONT_KNOW
+from make_rows import written_passage
+from recipe.examples import Article, Builder, Passage
+from recipe.layout import ANSWER, DONT_KNOW
 from recipe.reading_sets import Reading
 from recipe.synonyms import opposite
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from write_questions import write
 from write_with_model import ForeignDecoder, ForeignWriter, examples, tune
 
 TRAINING = Path(__file__).parents[2] / "packages" / "nnm-mini" / "training"
@@ -69,6 +72,39 @@ def test_scores_do_not_depend_on_the_batch(writer: ForeignWriter) -> None:
         logs = logits.log_softmax(-1).gather(-1, torch.tensor(answer)[:, None])
         assert mean == pytest.approx(float(logs.mean()), abs=1e-4)
         assert exact == (logits.argmax(-1).tolist() == answer)
+
+
+def test_scores_beside_other_questions_are_those_of_a_prompt_of_its_own(writer: ForeignWriter) -> None:
+    """Questions that share the reading of their passage do not see each other, and stand where they stand alone."""
+    asked = [(0, "Where was Curie born?", "Warsaw"), (2, "What is Paris?", "the capital of France")]
+    asked += [(0, "What did she win?", "the Nobel Prize"), (0, "When was Curie born?", "1867")]
+    together = writer.scores(PASSAGES, asked)
+    prompts = writer.reading(PASSAGES, [(index, question) for index, question, _ in asked])
+    alone = writer.foreign.score(prompts, writer.ids([writer.answer(answer) for _, _, answer in asked]), 4)
+    for (exact, mean), (exact_alone, mean_alone) in zip(together, alone, strict=True):
+        assert exact == exact_alone and mean == pytest.approx(mean_alone, abs=1e-4)
+
+
+def test_questions_a_model_declines_become_declined_turns_where_the_context_has_no_answer() -> None:
+    """The article's other passage answers the foreign question: beside it, it is not declined; alone, it may be."""
+    first = Passage("Ann Lee lives in Oslo. She is a nurse.", [("Where does Ann Lee live?", "Oslo")], [])
+    second = Passage("Bob Ray lives in Rome. He is a cook.", [("Where does Bob Ray live?", "Rome")], [])
+    article = Article("", [first, second], checked=True)
+    assert ("Where does Bob Ray live?", "Rome") in Builder(Random(0)).absent(article, 0, 2)
+    first.declined = [("Where does Bob Ray live?", "Rome")]
+    builder = Builder(Random(3), unanswerable=0.15)
+    seen = set()
+    for _ in range(300):
+        for segments in builder.from_article(Article("", article.passages, checked=True)):
+            text = "".join(segment.text for segment in segments)
+            if "Where does Bob Ray live?" in text and DONT_KNOW in [
+                s.text[1:-10] for s in segments if s.loss == ANSWER
+            ]:
+                asked = text.split("Where does Bob Ray live?")[1].split("<|im_end|>")[1]
+                if DONT_KNOW in asked:
+                    assert "Bob Ray lives in Rome" not in text
+                    seen.add(True)
+    assert seen
 
 
 def test_tuning_teaches_to_ask_and_examples_decline_what_is_absent(writer: ForeignWriter) -> None:
@@ -136,3 +172,22 @@ def test_calibration_cases_of_written_questions(tmp_path: Path) -> None:
     assert sorted(answer for _, answer in cases) == ["", "Oslo", "Rome"]
     (prompt,) = [prompt for prompt, answer in cases if not answer]
     assert "Lima" not in prompt and "Where does Carl live?" in prompt
+
+
+def test_articles_are_written_with_what_the_model_answers_and_declines(
+    writer: ForeignWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept pairs stand under their passage, and questions of the other passage that the model declines."""
+    texts = ["Ann Lee lives in Oslo.", "Bob Ray lives in Rome."]
+    (tmp_path / "in.jsonl").write_text(json.dumps({"title": "People", "passages": texts}) + "\n", encoding="utf-8")
+    asked = [(0, "Where does Ann Lee live?", "Oslo"), (1, "Where does Bob Ray live?", "Rome")]
+    monkeypatch.setattr(writer, "candidates", lambda passages: asked)
+    monkeypatch.setattr(writer, "scores", lambda passages, candidates: [(True, 0.0) for _ in candidates])
+    writer.settings["declined"] = 1
+    write(writer, [tmp_path / "in.jsonl"], tmp_path / "out", 0, 1e12)
+    (file,) = (tmp_path / "out").glob("*.jsonl")
+    article = json.loads(file.read_text(encoding="utf-8"))
+    assert [passage["pairs"] for passage in article["passages"]] == [[list(pair)] for _, *pair in asked]
+    assert [passage["declined"] for passage in article["passages"]] == [[list(asked[1][1:])], [list(asked[0][1:])]]
+    (read,) = (written_passage(row) for row in article["passages"][:1])
+    assert read == Passage(texts[0], [asked[0][1:]], [asked[1][1:]])

@@ -79,7 +79,7 @@ class Measurement:
             answerable = self.row(thinned(squad(path), self.limit), read)
             return {**result, "answerable_em": answerable["em"], "answerable_declined": answerable["declined"]}
         if task == "needle":
-            return self.row(needles(held_out_documents(self.data), 100), read)
+            return self.row(thinned(needles(held_out_documents(self.data), 100), self.limit), read)
         if task == "facts":
             return self.row(thinned(held_out_facts(), self.limit), read)
         if task == "independent":
@@ -89,7 +89,7 @@ class Measurement:
             return {**alone, "em_read_together": together["em"], "f1_read_together": together["f1"], "ratio": ratio}
         texts = [f"{document.title}\n{document.text}" for document in held_out_documents(self.data)]
         return dict(
-            perplexity(self.answerer.model, self.answerer.tokenizer, texts[: max(20, (self.limit or 1600) // 8)])
+            perplexity(self.answerer.model, self.answerer.tokenizer, texts[: max(1, (self.limit or 1600) // 8)])
         )
 
 

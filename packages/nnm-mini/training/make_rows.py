@@ -48,6 +48,12 @@ def my_documents(
                     yield Document(document.title, text)
 
 
+def written_passage(row: dict[str, Any]) -> Passage:
+    """One passage of a line of written questions."""
+    pairs, declined = ([(question, answer) for question, answer in row.get(name, [])] for name in ("pairs", "declined"))
+    return Passage(row["text"], pairs, declined)
+
+
 def written_articles(folder: Path, worker: int, workers: int, rng: Random, passes: int) -> Iterator[Article | None]:
     """This worker's share of the articles with self-written questions, each at most `passes` times.
 
@@ -70,7 +76,7 @@ def written_articles(folder: Path, worker: int, workers: int, rng: Random, passe
         rng.shuffle(lines)
         for line in lines:
             row = json.loads(line)
-            yield Article(row["title"], [Passage(p["text"], [(q, a) for q, a in p["pairs"]]) for p in row["passages"]])
+            yield Article(row["title"], [written_passage(p) for p in row["passages"]], "declined" in row["passages"][0])
 
 
 class Source:

@@ -5,7 +5,8 @@ python run.py --config configs/full.json --data DATA --work WORK --tokenizer tok
 
 With `--writer`, another open model writes the questions (`write_with_model.py`) from the start, and only the config's
 stage `final` is trained, from the weights given by `--init`; training begins at the config's `run.train_at`, so that
-its compilation falls into the writing.
+its compilation falls into the writing. At the end `choose.py` takes the best of the config's `run.candidates`, which is
+measured first; the run's end itself is measured too if that is over before `run.finish_by`.
 
 Uses all GPUs (one process each) and all CPU cores. `--files`: how many Wikipedia files to wait for before the passages
 for the question writer are cut; files may arrive while training already runs. Every stage resumes from its checkpoint
@@ -26,6 +27,13 @@ import torch
 from recipe.config import load
 
 HERE = Path(__file__).parent
+_DEALS = (
+    ("squad,unanswerable",),
+    ("distractors",),
+    ("needle,facts,closed,perplexity",),
+    ("independent", "--limit", "1500"),
+)
+"""Tasks of `evaluate.py` that one process measures, with its further arguments: each deal takes about as long."""
 
 
 class Run:
@@ -34,7 +42,7 @@ class Run:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.config = args, load(args.config)
         self.gpus = max(1, torch.cuda.device_count())
-        self.cores = os.cpu_count() or 2
+        self.cores = len(os.sched_getaffinity(0))
         self.common = ["--data", str(args.data), "--tokenizer", str(args.tokenizer)]
         (args.work / "log").mkdir(parents=True, exist_ok=True)
         self.clock_file = args.work / "clock"
@@ -54,6 +62,8 @@ class Run:
         environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent / 'src'}"}
         if not everywhere:
             environment["OMP_NUM_THREADS"] = "1"
+        if program in ("choose.py", "evaluate.py"):
+            environment["NVIDIA_TF32_OVERRIDE"] = "1"  # several times faster than fp32 matrix products
         print(f"{self.elapsed():.0f} s: {name}", flush=True)
         log = (self.args.work / "log" / f"{name}.log").open("ab")
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
@@ -72,11 +82,17 @@ class Run:
         arguments += ["--written", str(self.args.work / "written"), "--processes", str(max(1, processes))]
         return self.start(f"rows-{stage}", "make_rows.py", *arguments, "--seconds", str(seconds), "--rows", str(rows))
 
+    def files(self) -> int:
+        """How many Wikipedia files have arrived."""
+        return sum(file.suffix != ".part" for file in self.args.data.glob("wikipedia/*.txt*"))
+
     def passages(self) -> subprocess.Popen[bytes]:
         """Start cutting the passages that are written on."""
         out = str(self.args.work / "passages")
-        arguments = ["--data", str(self.args.data), "--out", out, "--processes", str(max(1, self.cores // 4))]
         wanted = self.config["run"]
+        while self.files() < wanted.get("passages_files", 1) and self.elapsed() < wanted.get("passages_until", 1e9):
+            time.sleep(0.2)
+        arguments = ["--data", str(self.args.data), "--out", out, "--processes", str(max(1, self.cores // 2))]
         arguments += [
             "--share",
             str(wanted.get("article_share", 1.0)),
@@ -136,14 +152,24 @@ class Run:
         """The other model's questions, and beside them the beginning of the only stage."""
         more = ["--model", str(self.args.writer), "--data", str(self.args.data)]
         more += ["--passages", str(self.args.work / "passages"), "--out", str(self.args.work / "written")]
-        config = ["--config", str(self.args.config)]
+        more += ["--config", str(self.args.config), "--tuned", str(self.args.work / "tuned")]
         while not self.args.writer.exists():  # may arrive while passages are cut
-            time.sleep(0.5)
-        writing = self.start("write", "write_with_model.py", *config, *more)
+            time.sleep(0.2)
+        shards = self.config["write"].get("processes", 1)
+        writing = [
+            self.start(f"write-{shard}", "write_with_model.py", *more, "--shard", f"{shard}/{shards}")
+            for shard in range(shards)
+        ]
+        while self.args.init and not (self.args.init / "manifest.json").exists():
+            time.sleep(0.2)
         time.sleep(max(0.0, self.config["run"]["train_at"] - self.elapsed()))
-        train = self.start("train", "train.py", *arguments[:4], "--stage", "final", *initial, everywhere=True)
-        self.wait("write", writing, needed=False)
-        self.wait("train", train, needed=False)
+        command = ("train", "train.py", *arguments[:4], "--stage", "final", *initial)
+        if self.start(*command, everywhere=True).wait():
+            print("training died; once more", flush=True)
+            self.wait("train", self.start(*command, everywhere=True), needed=False)
+        for shard, process in enumerate(writing):
+            process.terminate()  # long since over, unless it hangs
+            self.wait(f"write-{shard}", process, needed=False)
 
     def warm_up(self, arguments: list[str]) -> None:
         """Fill the compiler's cache for the question writer beside the running training."""
@@ -195,32 +221,51 @@ class Run:
             self.rows(name, self.cores * 3 // 5 // len(sources), wanted["main_seconds"], wanted["rows"])
             for name in sorted(sources)
         ]
+        choosing = None
+        if "candidates" in wanted and self.args.init:
+            while self.elapsed() < wanted["choose_at"] and training.is_alive():
+                time.sleep(0.5)
+            choosing = self.choose()
         training.join()
-        self.export("final")
+        (self.args.work / "trained").write_text("")
         for maker in makers:
             maker.terminate()
-        if self.args.evaluation:
-            self.evaluate()
+        if choosing:
+            self.wait("choose", choosing, needed=False)
+        if self.args.evaluation and choosing and self.evaluate("chosen"):
+            print(f"{self.elapsed():.0f} s: the chosen weights are measured", flush=True)
+        self.export("final")
+        if self.args.evaluation and (not choosing or self.elapsed() < wanted.get("finish_by", 1e9) - 130):
+            self.evaluate("final")
 
-    def evaluate(self) -> None:
-        """The measurements of the final weights, the tasks dealt to the GPUs."""
-        deals = ["squad,unanswerable,needle,facts", "distractors,closed,perplexity", "independent"]
+    def choose(self) -> subprocess.Popen[bytes]:
+        """Start choosing; it waits for the end of training."""
+        work = self.args.work
+        arguments = ["--config", str(self.args.config), "--work", str(work), "--init", str(self.args.init)]
+        arguments += ["--tokenizer", str(self.args.tokenizer), "--out", str(work / "chosen")]
+        arguments += ["--expanded", str(work / "model-chosen"), "--report", str(work / "choice.json")]
+        if self.args.writer:
+            arguments += ["--written", str(work / "written-held-out")]
+        return self.start("choose", "choose.py", *arguments, "--after", str(work / "trained"))
+
+    def evaluate(self, which: str) -> bool:
+        """The measurements of WORK/model-<which>, the tasks dealt to the GPUs; false without such a model."""
+        model = self.args.work / f"model-{which}"
+        if not model.exists():
+            return False
         processes = []
-        for number, tasks in enumerate(deals):
-            arguments = [
-                "--model",
-                str(self.args.work / "model-final"),
-                "--data",
-                str(self.args.data),
-                "--samples",
-                "40",
-            ]
-            arguments += ["--json", str(self.args.work / f"scores-{number}.json"), "--tasks", tasks]
+        for number, (tasks, *more) in enumerate(_DEALS):
+            arguments = ["--model", str(model), "--data", str(self.args.data), "--samples", "40", *more]
+            arguments += ["--json", str(self.args.work / f"scores-{which}-{number}.json"), "--tasks", tasks]
             if torch.cuda.is_available():
-                arguments += ["--device", f"cuda:{number % self.gpus}"]
-            processes.append((f"evaluate-{number}", self.start(f"evaluate-{number}", "evaluate.py", *arguments)))
+                arguments += ["--device", f"cuda:{number % self.gpus}", "--budget", "120000"]
+            if self.config["run"].get("sample"):
+                arguments += ["--limit", str(self.config["run"]["sample"])]
+            name = f"evaluate-{which}-{number}"
+            processes.append((name, self.start(name, "evaluate.py", *arguments)))
         for name, process in processes:
             self.wait(name, process, needed=False)
+        return True
 
 
 def main() -> None:

@@ -239,6 +239,13 @@ class Trainer:
             torch.save(state, temporary)
             temporary.rename(self.work / f"{self.stage}.pt")
 
+    def keep(self, name: str) -> None:
+        """Write the weights alone as a point on the way (rank 0), for means with the end."""
+        if self.ranks.rank == 0:
+            temporary = self.work / f"{name}.pt.tmp"
+            torch.save({"model": self.model.state_dict()}, temporary)
+            temporary.rename(self.work / f"{name}.pt")
+
     def restore(self, path: Path) -> None:
         """Take over a checkpoint, or stored weights alone."""
         if path.is_dir():
@@ -258,6 +265,9 @@ class Trainer:
             time.sleep(0.3)
         began = saved = checked = time.time()
         tokens = 0
+        # Points that a resumed run is already past were kept before.
+        now = float(self.step) if self.settings.get("unit") == "steps" else time.time() - clock
+        keep = [at for at in self.plan.get("keep_at", []) if at > now]
         recent: list[Tensor] = []
         while True:
             if self.step % _SYNC_EVERY == 0 or not recent:
@@ -290,6 +300,8 @@ class Trainer:
             if time.time() - saved > self.settings["checkpoint_s"]:
                 saved = time.time()
                 self.save()
+            if keep and self.now >= keep[0]:
+                self.keep(f"{self.stage}-{keep.pop(0)}")
         self.save()
         self.check()
         if self.settings["validation_rows"]:

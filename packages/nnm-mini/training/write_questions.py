@@ -16,13 +16,15 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from recipe.config import Shape, load
 from recipe.decode import Decoder
-from recipe.layout import chat, writer_prompt
+from recipe.examples import Article, Builder, Passage
+from recipe.layout import DONT_KNOW, chat, writer_prompt
 from recipe.model import Reader
 from recipe.ranks import Ranks
 from tokenizers import Tokenizer
@@ -82,7 +84,8 @@ class Writer:
     def __init__(self, decoder: Samples, tokenizer: Any, settings: dict[str, Any]) -> None:
         self.decoder, self.tokenizer, self.settings = decoder, tokenizer, settings
         self.newline = self.ids(["\n"])[0][-1]
-        self.counts = {"sampled": 0, "well formed": 0, "answered back": 0}
+        self.builder = Builder(Random(settings.get("seed", 0)))  # training data, no secret
+        self.counts = {"sampled": 0, "well formed": 0, "answered back": 0, "declined": 0}
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """Token ids without added tokens."""
@@ -111,10 +114,20 @@ class Writer:
         """How an answer is written after such a prompt."""
         return f" {answer}<|im_end|>"
 
+    def writing_ids(self, passages: list[str]) -> list[list[int]]:
+        """Token ids of the writing prompts."""
+        return self.ids([self.writing(passage) for passage in passages])
+
+    def scores(self, passages: list[str], candidates: list[Candidate]) -> list[tuple[bool, float]]:
+        """For each candidate: whether the model, asked, says exactly the answer, and its mean log-probability."""
+        prompts = self.reading(passages, [(index, question) for index, question, _ in candidates])
+        answers = self.ids([self.answer(answer) for _, _, answer in candidates])
+        return self.decoder.score(prompts, answers, self.settings["passages_per_batch"])
+
     def candidates(self, passages: list[str]) -> list[Candidate]:
         """Well-formed samples, without repetitions."""
         settings = self.settings
-        prompts = self.ids([self.writing(passage) for passage in passages])
+        prompts = self.writing_ids(passages)
         size, longest = settings["passages_per_batch"], settings["longest_passage"]
         usable = [i for i, prompt in enumerate(prompts) if len(prompt) <= longest][:size]
         padding = [[0]] * (size - len(usable)) if self.decoder.one_shape else []
@@ -140,14 +153,36 @@ class Writer:
     def pairs(self, passages: list[str]) -> list[list[tuple[str, str]]]:
         """For each passage the (question, answer) pairs that the reader answers back, or finds likely enough."""
         candidates = self.candidates(passages)
-        prompts = self.reading(passages, [(index, question) for index, question, _ in candidates])
-        answers = self.ids([self.answer(answer) for _, _, answer in candidates])
-        scores = self.decoder.score(prompts, answers, self.settings["passages_per_batch"])
+        scores = self.scores(passages, candidates)
         out: list[list[tuple[str, str]]] = [[] for _ in passages]
         for (index, question, answer), (exact, likelihood) in zip(candidates, scores, strict=True):
             if exact or likelihood > self.settings["least_log_probability"]:
                 out[index].append((question, answer))
                 self.counts["answered back"] += 1
+        return out
+
+    def declined(self, articles: list[Article], most: int) -> list[list[tuple[str, str]]]:
+        """For each passage of all articles up to `most` questions that look answerable and that the model declines.
+
+        Half of those that are tried come from other passages of the article, with their answer; the others have a
+        name or date of the passage's own question changed, and an empty answer.
+        """
+        passages = [passage.text for article in articles for passage in article.passages]
+        tried: list[Candidate] = []
+        answers: list[str] = []
+        start = 0
+        for article in articles:
+            for number in range(len(article.passages)):
+                for question, answer in self.builder.absent(article, number, most):
+                    tried.append((start + number, question, DONT_KNOW))
+                    answers.append(answer)
+            start += len(article.passages)
+        out: list[list[tuple[str, str]]] = [[] for _ in passages]
+        scores = self.scores(passages, tried) if tried else []
+        for (index, question, _), answer, (exact, _) in zip(tried, answers, scores, strict=True):
+            if exact:
+                out[index].append((question, answer))
+                self.counts["declined"] += 1
         return out
 
 
@@ -167,8 +202,12 @@ def write(writer: Writer, files: list[Path], out: Path, rank: int, stop: float) 
     for number, articles in enumerate(batches(files, writer.settings["passages_per_batch"])):
         passages = [text for article in articles for text in article["passages"]]
         found = iter(writer.pairs(passages))
-        for article in articles:
-            rows = [{"text": text, "pairs": next(found)} for text in article["passages"]]
+        asked = [Article(a["title"], [Passage(text, next(found)) for text in a["passages"]]) for a in articles]
+        declined = iter(writer.declined(asked, writer.settings.get("declined", 0)))
+        for article, known in zip(articles, asked, strict=True):
+            rows: list[dict[str, Any]] = [{"text": p.text, "pairs": p.pairs} for p in known.passages]
+            if writer.settings.get("declined"):
+                rows = [{**row, "declined": next(declined)} for row in rows]
             if any(row["pairs"] for row in rows):
                 lines.append(json.dumps({"title": article["title"], "passages": rows}, ensure_ascii=False))
         if lines and number % writer.settings.get("flush_batches", 6) == 0:

@@ -8,7 +8,7 @@ part of a sentence that may have another order and voice. The held-out wordings 
 
 from __future__ import annotations
 
-from recipe.facts import Fact, Generator
+from recipe.facts import COLOURS, Fact, Generator, digits
 
 _VERBS = [
     tuple(line.split("/"))
@@ -142,6 +142,53 @@ _LOCKS = (
 )
 """Statements about a place with a code, each with its questions."""
 
+_CODES = "code/number/combination/key/digits/sequence/password/passcode/entry code/security number/lock number".split(
+    "/"
+)
+_OPENERS = (
+    "/////As of Monday, /Since the repair, /For the record: /A memo says that /Remember that /By the way, /"
+    "Everybody knows that /{w} noted that /{w} says that /As {w} told us, /From next week on, /"
+    "In the minutes we read that /It was decided that /Nobody forgets that "
+).split("/")
+_CODED = (
+    "{p} is opened with {c}|With what is {p} opened?/What opens {p}?/Which {n} opens {p}?",
+    "{p} is secured by the {n} {c}|By which {n} is {p} secured?/What secures {p}?",
+    "the {n} assigned to {p} is {c}|Which {n} is assigned to {p}?/What was assigned to {p}?",
+    "{p} carries the {n} {c}|Which {n} does {p} carry?/What is the {n} of {p}?",
+    "{c} is kept as the {n} of {p}|What is kept as the {n} of {p}?/Which {n} does {p} have?",
+    "{w} chose {c} as the {n} for {p}|What did {w} choose for {p}?/Which {n} was chosen for {p}?",
+    "{p} has {c} as its {n}|What does {p} have as its {n}?/What is the {n} of {p}?",
+    "visitors of {p} must enter {c} on the panel|What must visitors of {p} enter?/What is entered on the panel of {p}?",
+    "{p} appears in the ledger as {c}|As what does {p} appear in the ledger?/Which {n} does the ledger give for {p}?",
+    "{p} was filed under {c}|Under what was {p} filed?/Under which {n} was {p} filed?",
+    "{p} is marked with {c}|With what is {p} marked?/What marks {p}?",
+    "{p} stays shut until {c} is dialled|What must be dialled before {p} opens?/What is dialled to open {p}?",
+    "{w} closes {p} with {c}|With what does {w} close {p}?/What closes {p}?",
+    "{p} reacts only to {c}|To what does {p} react?/To which {n} does {p} react?",
+    "the label on {p} bears {c}|What does the label on {p} bear?/Which {n} is on the label of {p}?",
+    "the {n} printed for {p} was {c}|Which {n} was printed for {p}?/What was printed for {p}?",
+    "the door of {p} obeys {c}|What does the door of {p} obey?/Which {n} does the door of {p} obey?",
+    "in the catalogue {p} is number {c}|Which number is {p} in the catalogue?/What number does the catalogue give {p}?",
+    "{p} received {c} as its {n}|What did {p} receive as its {n}?/Which {n} did {p} receive?",
+    "the safe in {p} was set to {c}|To what was the safe in {p} set?/What is the setting of the safe in {p}?",
+    "{w} locked {p} and used {c}|What did {w} use to lock {p}?/What was used to lock {p}?",
+    "those who unlock {p} key in {c}|What do people key in to unlock {p}?/What is keyed in to unlock {p}?",
+    "{p} is known to the computer as {c}|As what is {p} known to the computer?/How does the computer know {p}?",
+    "{p} can be recognised by the {n} {c}|By which {n} can {p} be recognised?/By what can {p} be recognised?",
+)
+"""What may follow an opener, and its questions; {p} place, {c} code, {n} its kind, {w} a person."""
+_FIGURES = (
+    "In {y}, {n} people visited the {t}.",
+    "The {t} was built in {y} and cost {n} pounds.",
+    "About {n} copies of the {t} were sold by {y}.",
+    "The {t} lies {n} metres above the sea.",
+    "Between {y} and {z}, the {t} was closed.",
+    "The ticket for the {t} has the number {n}.",
+    "{n} stones were needed for the {t}.",
+    "The telephone of the {t} is {n}.",
+)
+"""Sentences with numbers that no question asks for: {y} and {z} years, {n} a number, {t} a thing."""
+
 
 class Events:
     """Draws events about the generator's people."""
@@ -155,11 +202,25 @@ class Events:
     def fact(self) -> Fact:
         """One event, lock, attribute, role or measure, with one question about it."""
         share = self.rng.random()
-        if share < 0.5:
+        if share < 0.46:
             return self._event()
         if share < 0.62:
-            return self._lock()
+            return self._lock() if share < 0.52 else self._coded()
         return self._attribute() if share < 0.78 else self._role() if share < 0.9 else self._measure()
+
+    def codes(self, count: int) -> list[Fact]:
+        """Up to `count` facts about codes, with different keys: the others distract from the one that is asked for."""
+        facts = [self.rng.choice([self._coded, self._coded, self._lock, self._attribute])() for _ in range(count)]
+        return list({fact.key: fact for fact in facts}.values())
+
+    def figure(self) -> str:
+        """A sentence with a number and perhaps years."""
+        rng = self.rng
+        year, number = rng.randint(1700, 2020), rng.randint(100, 999_999)
+        text = rng.choice(_FIGURES)
+        return text.format(
+            y=year, z=year + rng.randint(1, 40), n=rng.choice([f"{number:,}", number]), t=rng.choice(_THINGS)
+        )
 
     def _event(self) -> Fact:
         rng = self.rng
@@ -253,9 +314,29 @@ class Events:
         )
         return self._ask(f"{name}:{subject}", statement[0].upper() + statement[1:], [(question, value)])
 
+    def _place(self) -> str:
+        """A room or a thing that can be locked or numbered, most often told apart by a side or colour."""
+        rng = self.rng
+        side = rng.choice(rng.choice([_SIDES, _SIDES, list(COLOURS)]))
+        return (
+            f"the {side + ' ' if rng.random() < 0.65 else ''}{rng.choice(_ROOMS if rng.random() < 0.75 else _THINGS)}"
+        )
+
+    def _coded(self) -> Fact:
+        """A place with a code, in a composed wording; most codes are plain numbers."""
+        rng = self.rng
+        core, _, questions = rng.choice(_CODED).partition("|")
+        value = digits(rng, rng.choice([4, 5, 6, 6, 6])) if rng.random() < 0.7 else self.generator.makers["code"](rng)
+        place, word, who = self._place(), rng.choice(_CODES), self.generator.person()
+        names = {"p": place, "c": value, "n": word, "w": who}
+        # A person named by the opener is another one than the core's.
+        text = rng.choice(_OPENERS).format(w=self.generator.person()) + core.format(**names) + "."
+        asked = [(question.format(**names), value) for question in questions.split("/")]
+        return self._ask(f"lock:{place}", text[0].upper() + text[1:], asked)
+
     def _lock(self) -> Fact:
         rng = self.rng
-        place = f"the {rng.choice(_SIDES) + ' ' if rng.random() < 0.5 else ''}{rng.choice(_ROOMS)}"
+        place = self._place()
         value = self.generator.makers["code"](rng)
         statement, questions = rng.choice(_LOCKS)
         text = statement.format(p=place, c=value)

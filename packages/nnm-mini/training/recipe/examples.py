@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 
 from recipe.corpus import Document, passages, sentences
@@ -28,18 +29,27 @@ LONGEST_CONTEXT = 12000
 
 @dataclass
 class Passage:
-    """A passage and the questions that it answers."""
+    """A passage and the questions that it answers.
+
+    `declined`: questions that it does not answer, with their answer where another passage of the article has it, else
+    with an empty one.
+    """
 
     text: str
     pairs: list[Pair] = field(default_factory=list)
+    declined: list[Pair] = field(default_factory=list)
 
 
 @dataclass
 class Article:
-    """Passages of one source; the title may be empty."""
+    """Passages of one source; the title may be empty.
+
+    `checked`: a model has read `declined` of its passages, so that no question need be guessed to be unanswerable.
+    """
 
     title: str
     passages: list[Passage]
+    checked: bool = False
 
 
 def article_by_rule(document: Document, rng: Random, most_passages: int = 6) -> Article:
@@ -134,15 +144,17 @@ class Builder:
         rng, passage = self.rng, article.passages[number]
         pairs = rng.sample(passage.pairs, min(len(passage.pairs), 8))
         share = rng.random()
-        count = 0 if share < 0.42 else rng.randint(1, 3) if share < 0.8 else rng.randint(3, 7)
+        count = 0 if share < 0.36 else rng.randint(1, 3) if share < 0.8 else rng.randint(3, 7)
         others = self._distractors(article, number, count)
         text, removed = passage.text, None
-        if rng.random() < 0.8 * self.unanswerable:
+        # Guesses that an answer is absent are sometimes wrong: fewer of them where a model has checked others.
+        guessed = self.unanswerable * (0.4 if article.checked else 1.0)
+        if rng.random() < 0.8 * guessed:
             text, removed = self.without_sentence(passage.text, pairs[0][1])
         texts = [*others, self._titled(article.title, text)]
         rng.shuffle(texts)
-        if others and rng.random() < 0.5 * self.unanswerable:  # the passage with the answers is missing altogether
-            texts = others
+        if others and rng.random() < 0.5 * guessed:  # the passage with the answers is missing altogether
+            texts, pairs = others, pairs[:2]
         while sum(map(len, texts)) > LONGEST_CONTEXT and len(texts) > 1:
             texts.pop(0 if texts[0].endswith(text) is False else -1)
         context = "\n".join(texts)
@@ -153,12 +165,35 @@ class Builder:
                 turns.append((question, answer))
             elif answer.lower() not in context.lower() and turns.count((question, DONT_KNOW)) == 0:
                 turns.append((question, DONT_KNOW))
-            if rng.random() < 0.75 * self.unanswerable:
+            if not article.checked and rng.random() < 0.75 * self.unanswerable:
                 turns += self._unanswerable(article, number, context, question)
+        if texts is not others:
+            turns += self._checked(article, number, context)
         if not turns:
             return self.no_context()
         rng.shuffle(turns)
         return self._finish(texts, turns[:9])
+
+    def _checked(self, article: Article, number: int, context: str) -> list[Pair]:
+        """Some of the passage's declined questions that the rest of the context does not answer either."""
+        siblings = [p.text for i, p in enumerate(article.passages) if i != number]
+        alone = not any(text[:80] in context for text in siblings)
+        usable = [q for q, a in article.passages[number].declined if (a.lower() not in context.lower() if a else alone)]
+        return [(question, DONT_KNOW) for question in usable if self.rng.random() < 3 * self.unanswerable]
+
+    def absent(self, article: Article, number: int, most: int) -> list[Pair]:
+        """Up to `most` questions that one passage probably does not answer, as in `Passage.declined`."""
+        passage = article.passages[number]
+        text = passage.text.lower()
+        siblings = [p for i, p in enumerate(article.passages) if i != number]
+        foreign = [(q, a) for p in siblings for q, a in p.pairs if a.lower() not in text]
+        out = self.rng.sample(foreign, min(len(foreign), (most + 1) // 2))
+        for question, _ in self.rng.sample(passage.pairs, min(len(passage.pairs), most - len(out))):
+            changed = opposite(question, self.rng) if self.rng.random() < 0.2 else None
+            changed = changed or self._other_name(question, article, passage.text)
+            if changed:
+                out.append((changed, ""))
+        return out
 
     def without_sentence(self, text: str, answer: str) -> tuple[str, str | None]:
         """The passage without the sentences that hold the answer, and what was removed; unchanged if little is left."""
@@ -309,20 +344,26 @@ class Builder:
         return (changed, DONT_KNOW) if changed else self.generator.unanswerable(facts)
 
     def needle(self, text: str) -> Segments:
-        """One to six generated facts hidden in 2,500-9,500 characters of an article."""
+        """One to six generated facts hidden in 2,500-9,500 characters of an article, half of the time all of them codes
+        among other numbers; the text may be cut into passages."""
         rng = self.rng
         size = rng.randint(2500, 9500)
         at = rng.randrange(max(1, len(text) - size))
         cut = text[at : at + size].partition(" ")[2]
         parts = re.split(r"(?<=[.!?]) ", cut[: cut.rfind(". ") + 1] or cut)
-        facts = self._mixed_facts(rng.randint(1, 6))
+        codes = rng.random() < 0.5
+        facts = self.events.codes(rng.randint(1, 6)) if codes else self._mixed_facts(rng.randint(1, 6))
         hidden = [fact for fact in facts if rng.random() > 0.12]
-        for fact in hidden:
-            parts.insert(rng.randrange(len(parts) + 1), fact.statement)
+        beside = [self.events.figure() for _ in range(rng.randint(0, 5))] if codes else []
+        for statement in [*(fact.statement for fact in hidden), *beside]:
+            parts.insert(rng.randrange(len(parts) + 1), statement)
         turns = [(fact.question, fact.answer if fact in hidden else DONT_KNOW) for fact in facts]
         if rng.random() < 0.3:
             turns.append(self._unknown_fact(hidden))
-        return self._finish([" ".join(parts)], turns)
+        pieces = rng.randint(2, 6) if rng.random() < 0.35 else 1
+        cuts = [round(number * len(parts) / pieces) for number in range(pieces + 1)]
+        texts = [" ".join(parts[start:end]) for start, end in pairwise(cuts) if end > start]
+        return self._finish(texts, turns)
 
     def no_context(self) -> Segments:
         """A question without any context."""

@@ -20,7 +20,7 @@ _ITEMS = (
     "laptop printer projector camera tablet router monitor scanner bicycle drill generator microphone telescope keyboard "
     "drone scooter phone server radio heater fridge oven piano guitar tent kayak blender vacuum"
 ).split()
-_COLOURS = "red blue green yellow black white silver purple orange brown grey pink golden turquoise maroon".split()
+COLOURS = "red blue green yellow black white silver purple orange brown grey pink golden turquoise maroon".split()
 _TEAMS = (
     "marketing finance sales engineering legal support design research logistics security operations purchasing training"
 ).split()
@@ -49,7 +49,7 @@ _MONTHS = "January February March April May June July August September October N
 _LISTS: dict[str, list[str]] = {
     "city": _CITIES,
     "item": _ITEMS,
-    "colour": _COLOURS,
+    "colour": COLOURS,
     "team": _TEAMS,
     "project": _PROJECTS,
     "place": _PLACES,
@@ -183,7 +183,7 @@ class Generator:
                 f"{r.randint(1, 250)} {r.choice(_NOUNS).capitalize()} {r.choice(['Street', 'Road', 'Lane'])}"
             ),
             "secret": lambda r: f"{r.choice(_ADJECTIVES)} {r.choice(_NOUNS)}",
-            "thing": lambda r: f"{r.choice(_COLOURS)} {r.choice(_ITEMS)}",
+            "thing": lambda r: f"{r.choice(COLOURS)} {r.choice(_ITEMS)}",
             "person": lambda _: self.person(),
             "relative": lambda r: f"{self.person()}'s {r.choice(_RELATIVES)}",
             "pair": lambda _: f"{self.person()} and {self.person()}",

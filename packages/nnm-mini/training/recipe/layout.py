@@ -103,11 +103,11 @@ def plain_layout(passages: list[str], pairs: list[tuple[str, str]], rng: Random)
 
 
 def lay_out(passages: list[str], pairs: list[tuple[str, str]], rng: Random) -> list[Segment]:
-    """One example in a layout drawn by its share; several passages are independent about six times in ten."""
+    """One example in a layout drawn by its share; several passages are independent nearly eight times in ten."""
     passages = [passage.strip() for passage in passages]
     if not passages:
         return [Segment(f"{_system(rng)}<|im_start|>user\n", MARKUP), *_turns(pairs, "", rng.random() < 0.15)]
-    if len(passages) > 1 and rng.random() < 0.6:
+    if len(passages) > 1 and rng.random() < 0.78:
         return memory_layout(passages, pairs, rng, independent=True)
     share = rng.random()
     if share < 0.62:
