@@ -17,7 +17,7 @@ concatenate  every passage's state, read behind the chat's beginning, is moved t
 
 `recovery` is (composer - concatenate) / (read - concatenate), with a paired bootstrap interval over the questions.
 Answers are greedy and made in batches on one board; the time to the first token is measured apart, on single prompts
-with their states in RAM, in turns.
+with their states in RAM, in turns (``--repeats 0``: not at all, where other programs run beside this one).
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ def main() -> None:
     options.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
     options.add_argument("--ratio", type=float, default=0.15, help="share of the memories' tokens to compute again")
     options.add_argument("--max-tokens", type=int, default=16)
+    options.add_argument("--places", type=int, default=None, help="tokens of a batch at most, padding included")
     options.add_argument("--dtype", default="float32")
     options.add_argument("--seed", type=int, default=0)
     arguments = options.parse_args()
@@ -120,13 +121,13 @@ def main() -> None:
     chosen = ("memories", "questions", "composers", "settings", "ratio", "max_tokens", "seed", "repeats")
     config = environment(model) | {"data": data.name} | {k: getattr(arguments, k) for k in chosen}
     report: dict[str, Any] = {"arms": {}, "config": config}
-    bench = Bench(model, arguments.composers, arguments.ratio, arguments.max_tokens)
+    bench = Bench(model, arguments.composers, arguments.ratio, arguments.max_tokens, places=arguments.places)
     for count in arguments.memories:
         for setting in arguments.settings:
             prompts = list(draw(data, arguments.questions, count, two=setting == SETTINGS[1], seed=arguments.seed))
             started = time.perf_counter()
             rows = measured(bench.run(prompts), prompts)
-            if setting == SETTINGS[0]:
+            if setting == SETTINGS[0] and arguments.repeats:
                 add_times(rows, bench.first_token(prompts[:: max(1, len(prompts) // 4)][:4], arguments.repeats))
             report["arms"] |= {f"{name}, {count} memories, {setting}": row for name, row in rows.items()}
             console.print(table(rows, f"{count} memories, {setting}, {len(prompts)} questions: {model.name}"))
@@ -189,6 +190,7 @@ class Bench:
         max_tokens: int,
         *,
         system: str | None = DEFAULT_SYSTEM,
+        places: int | None = None,
     ) -> None:
         self.model, self.max_tokens, self.system = model, max_tokens, system
         self.composers = [composer(name) for name in dict.fromkeys((NAIVE, *chosen))]
@@ -202,7 +204,7 @@ class Bench:
         self._states: dict[str, State] = {}
         self._alone: dict[str, State] = {}
         self._reading: Tensor | None = None
-        self._budget = PLACES_PER_BATCH.get(model.device.type, PLACES_PER_BATCH["cpu"])
+        self._budget = places or PLACES_PER_BATCH.get(model.device.type, PLACES_PER_BATCH["cpu"])
 
     def run(self, prompts: Sequence[Prompt]) -> dict[str, Outcome]:
         """Every arm's outcome, in the order of the prompts."""
@@ -328,7 +330,7 @@ class Bench:
         for chosen in self.composers:
             arms[chosen.name] = lambda turn, c=chosen: timed(lambda: compose(turn, c))
         side_by_side(arms, 1)  # warm up
-        return side_by_side(arms, max(repeats, 1))
+        return side_by_side(arms, repeats)
 
 
 def measured(outcomes: Mapping[str, Outcome], prompts: Sequence[Prompt]) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,11 @@ int8, int4    like `ram`, in that codec; it is decoded on the GPU; ``int8 file``
 
 Loading is part of every figure: finding the state in its store, decoding, copying, rotating, reading the question,
 and fetching the first token. The floor is what no program can beat here: the larger of the state's bytes over the
-measured bus and the weights' bytes over the measured memory bandwidth, since the two overlap.
+measured bus and the weights' bytes over the measured memory bandwidth, since the two overlap. For `disk` it is the
+state's bytes over what 16 threads read at once from a file of the same folder that is not in the page cache.
+
+A length or an arm that fails is named in the report (`failures`), and the rest is measured; the report is written after
+every length.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,31 +95,62 @@ def main() -> None:
         "floor": {},
         "decode": {},
         "agreement": {},
+        "failures": {},
         "config": config(arguments, machine),
     }
     with tempfile.TemporaryDirectory(prefix="nnm-ttft-", dir=arguments.folder) as folder:
+        if machine["bus"]:
+            machine["disk"] = report["config"]["ceilings"]["disk"] = disk_speed(Path(folder))
         for length in arguments.lengths:
-            if time.perf_counter() - began > arguments.seconds:
+            if time.perf_counter() - began > arguments.seconds or broken(model):
                 report["config"]["stopped_before"] = length
                 break
-            measure(
-                Subject(model, length, Path(folder), arguments.codecs, arguments.disk_to),
-                arguments.repeats,
-                machine,
-                report,
-            )
-            gc.collect()
+            one_length(model, length, Path(folder), arguments, machine, report)
+            say(f"{length} tokens after {time.perf_counter() - began:.0f} s; {report['config']['graphs']}")
             if arguments.json:
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)
                 arguments.json.write_text(json.dumps(summary(report), indent=1))
+    show(summary(report))
+    if report["failures"]:
+        raise SystemExit(f"failed: {report['failures']}")
+
+
+def one_length(
+    model: LoadedModel,
+    length: int,
+    folder: Path,
+    arguments: argparse.Namespace,
+    machine: Mapping[str, Any],
+    report: dict[str, Any],
+) -> None:
+    """All that is measured of one length; what fails is said in the report, and the next length is tried."""
     static = static_forward(model)
+    try:
+        subject = Subject(model, length, folder, arguments.codecs, arguments.disk_to)
+        measure(subject, arguments.repeats, machine, report)
+    except RuntimeError as error:
+        failed(report, length, "all", error)
+    gc.collect()
     report["config"]["graphs"] = {
         "refusal": static.refusal, "captured": static.captures, "replayed": static.replays,
         "copies_overlap": static.overlaps,
     }  # fmt: skip
-    if arguments.json:
-        arguments.json.write_text(json.dumps(summary(report), indent=1))
-    show(summary(report))
+
+
+def failed(report: dict[str, Any], length: int, what: str, error: Exception) -> None:
+    """Note and print an error."""
+    text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    report["failures"].setdefault(str(length), {})[what] = text
+    say(f"{length} tokens, {what}: {text}")
+
+
+def broken(model: LoadedModel) -> bool:
+    """Whether the GPU answers no more, as after an illegal access."""
+    try:
+        synchronize(model)
+    except RuntimeError:
+        return True
+    return False
 
 
 class NoTokenizer:
@@ -158,6 +194,32 @@ def ceilings(model: LoadedModel) -> dict[str, Any]:
     found["bus"] = 2**30 / timed(model, lambda: there.copy_(host, non_blocking=True), 3)
     found["memory"] = 2**31 / timed(model, lambda: other.copy_(there), 5)
     return found
+
+
+def disk_speed(folder: Path, nbytes: int = 2**30, threads: int = 16) -> float:
+    """Bytes a second of a file that is not in the page cache, read by many threads at once."""
+    path = folder / "speed"
+    path.write_bytes(os.urandom(2**24) * (nbytes // 2**24))
+    evict(path)
+    descriptor, piece = os.open(path, os.O_RDONLY), 2**22
+    try:
+        began = time.perf_counter()
+        with ThreadPoolExecutor(threads) as pool:
+            read = sum(pool.map(lambda start: len(os.pread(descriptor, piece, start)), range(0, nbytes, piece)))
+        return read / (time.perf_counter() - began)
+    finally:
+        os.close(descriptor)
+        path.unlink()
+
+
+def evict(path: Path) -> None:
+    """Throw a file out of the page cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
 
 
 def timed(model: LoadedModel, work: Callable[[], Any], repeats: int) -> float:
@@ -240,14 +302,9 @@ class Subject:
         return plan
 
     def evict(self) -> None:
-        """Throw the file out of the page cache."""
+        """Throw the files out of the page cache."""
         for path in self.files.rglob("*.safetensors"):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
+            evict(path)
 
     def close(self) -> None:
         """Free RAM and disk."""
@@ -300,18 +357,23 @@ def measure(subject: Subject, repeats: int, machine: Mapping[str, Any], report: 
         arms = {name: arm for name, arm in arms.items() if not name.endswith(("disk", "file", "cache", "first use"))}
     length = str(subject.length)
     cold: dict[str, float] = {}
-    for name, (with_model, plan, _) in arms.items():  # capture, pinned buffers, autotuning: not in the figures
-        cold[name] = answer(with_model, plan, 1)[0]
+    for name, (with_model, plan, _) in list(arms.items()):  # capture, pinned buffers, autotuning: not in the figures
+        try:
+            cold[name] = answer(with_model, plan, 1)[0]
+        except RuntimeError as error:
+            failed(report, subject.length, name, error)
+            del arms[name]
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(repeats):
         for name in list(arms) if turn % 2 == 0 else reversed(list(arms)):
-            with_model, plan, evict = arms[name]
-            if evict:
+            with_model, plan, from_disk = arms[name]
+            if from_disk:
                 subject.evict()
             seconds[name].append(answer(with_model, plan)[0])
     for name, values in seconds.items():
         report["arms"].setdefault(name, {})[length] = values
-    report["floor"][length] = floor(subject, machine) | {"bytes": subject.bytes, "first_call": cold}
+    report["floor"][length] = {"bytes": subject.bytes, "first_call": cold}
+    report["floor"][length] |= floor(subject, machine)
     if subject.length <= 16384:
         decode(subject, plain, report)
     subject.close()
@@ -322,7 +384,11 @@ def floor(subject: Subject, machine: Mapping[str, Any]) -> dict[str, float]:
     model = subject.model
     if not machine["bus"]:
         return {}
-    found = {"bus": subject.bytes / machine["bus"], "weights": machine["weights_bytes"] / machine["memory"]}
+    found = {
+        "bus": subject.bytes / machine["bus"],
+        "weights": machine["weights_bytes"] / machine["memory"],
+        "disk": subject.bytes / machine["disk"],
+    }
     static = static_forward(model)
     lent = static.lend(subject.length + SUFFIX + DECODED)
     if lent is None:
@@ -378,11 +444,11 @@ def summary(report: Mapping[str, Any]) -> dict[str, Any]:
     reading = arms.get("read", {})
     ratios = {
         name: {n: statistics.median(r / v for r, v in zip(report["arms"]["read"][n], values, strict=True))
-               for n, values in row.items()}
+               for n, values in row.items() if n in reading}
         for name, row in report["arms"].items() if name != "read"
     }  # fmt: skip
     pays = {
-        name: next((int(n) for n in sorted(row, key=int) if n in row and row[n] < reading[n]), None)
+        name: next((int(n) for n in sorted(row, key=int) if n in reading and row[n] < reading[n]), None)
         for name, row in arms.items() if name != "read"
     }  # fmt: skip
     return {
@@ -418,7 +484,8 @@ def show(report: Mapping[str, Any]) -> None:
         for name, arm in report["arms"].items():
             if n not in arm["seconds_to_first_token"]:
                 continue
-            ratio = f"{report['ratio'][name][n]:6.1f} x" if name != "read" else ""
+            known = report["ratio"].get(name, {}).get(n)
+            ratio = "" if known is None else f"{known:6.1f} x"
             say(f"    {name:12} {1000 * arm['seconds_to_first_token'][n]:9.1f} ms {ratio}")
     for n, row in report["decode"].items():
         each = {name: round(1000 * statistics.median(values), 2) for name, values in row.items() if name != "ratio"}
