@@ -98,6 +98,7 @@ def main() -> None:
     while args.after and not args.after.exists():
         time.sleep(0.2)
     groups = [cases(), written_cases(args.written, config["run"].get("written_cases", 500)) if args.written else []]
+    groups = [group for group in groups if {bool(answer) for _, answer in group} == {True, False}]
     recipes: dict[str, dict[str, float]] = config["run"]["candidates"]
     weights = parts(args.work, args.init, {name for recipe in recipes.values() for name in recipe})
     report: dict[str, Any] = {}
@@ -117,7 +118,7 @@ def main() -> None:
             write(candidate, source, args.tokenizer, stored)
             expand(stored, folder)
             probe = Probe(folder, args.device)
-            sets = [(probe.look([prompt for prompt, _ in group]), group) for group in groups if group]
+            sets = [(probe.look([prompt for prompt, _ in group]), group) for group in groups]
             found = best_shift(sets, config["run"].get("most_lost", 0.1))
             never = [shares(looks, chosen, 99.0) for looks, chosen in sets]
             report[label] = {"parts": recipe, **found, "unshifted": [shares(*s, 0.0) for s in sets], "never": never}

@@ -232,10 +232,9 @@ class Run:
             maker.terminate()
         if choosing:
             self.wait("choose", choosing, needed=False)
-        if self.args.evaluation and choosing and self.evaluate("chosen"):
-            print(f"{self.elapsed():.0f} s: the chosen weights are measured", flush=True)
+        measured = self.args.evaluation and choosing is not None and self.evaluate("chosen")
         self.export("final")
-        if self.args.evaluation and (not choosing or self.elapsed() < wanted.get("finish_by", 1e9) - 130):
+        if self.args.evaluation and (not measured or self.elapsed() < wanted.get("finish_by", 1e9) - 130):
             self.evaluate("final")
 
     def choose(self) -> subprocess.Popen[bytes]:
