@@ -42,7 +42,7 @@ class Program:
 
 
 def programs(*, squad: bool, quick: bool, root: Path) -> list[Program]:
-    """All programs, the most important first; those whose file is not there are left out.
+    """All programs, in the order in which they are begun; those whose file is not there are left out.
 
     Args:
         squad: whether the SQuAD articles are given; without them the demo's passages are used where that is possible.
@@ -104,7 +104,7 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
 
 
 def _answers(squad: bool, quick: bool) -> list[Program]:
-    """Programs that measure no times: two of them run at once, the longest first."""
+    """Programs that measure no times and run side by side: the longest first, so that all lanes end together."""
     gate = ("nnm", "eval", "gate")
     data = ("--squad", "{squad}") if squad else ()
     # The memory of all passages that `equal_budget` has left: they need not be read twice. Found passages are its part.
@@ -118,13 +118,6 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
             1300, plot=True,
         ),
         Program(
-            "gate_qa", "Questions about their own passage",
-            (*gate, "qa", "--data", "{questions}", "--passages", "oracle", *store,
-             "--arms", "cold,oracle rag same order,oracle nnm,random",
-             *_n(quick, "--limit 500 --max-tokens 16 --batch 50", "--limit 4 --max-tokens 8")),
-            600, plot=True,
-        ),
-        Program(
             "gate_needle_long", "Needles in longer documents",
             (*gate, "needle", "--data", "{text}", "--arms", "read,nnm",
              *_n(quick, "--lengths 8000 --cases 100 --max-tokens 12 --batch 10",
@@ -133,8 +126,15 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
         ),
         Program(
             "exactness", "Is the exact tier exact?",
-            ("python", "benchmarks/exactness.py", *_n(quick, "--prompts 500", "--prompts 3 --tokens 30")),
+            ("python", "benchmarks/exactness.py", *_n(quick, "--prompts 500 --tokens 64", "--prompts 3 --tokens 30")),
             600,
+        ),
+        Program(
+            "gate_qa", "Questions about their own passage",
+            (*gate, "qa", "--data", "{questions}", "--passages", "oracle", *store,
+             "--arms", "cold,oracle rag same order,oracle nnm,random",
+             *_n(quick, "--limit 500 --max-tokens 16 --batch 50", "--limit 4 --max-tokens 8")),
+            600, plot=True,
         ),
         Program(
             "original_claims", "The original project's claims, made again and put right",
@@ -143,12 +143,25 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
             300,
         ),
         Program(
-            "gate_claims", "Claims: supported, contradicted or neither",
-            (*gate, "claims", "--data", "{scifact}", *_n(quick, "--limit 50", "--limit 2")), 200, plot=True,
+            "eval_retrieval", "Retrieval: the original's small pool of SciFact",
+            ("nnm", "eval", "retrieval", "{scifact}", "--only-subset", "--subset",
+             *_n(quick, "50x250 --routes one-pass --no-tokens --no-rerank --labels 32",
+                 "3x6 --labels 4 --no-tokens --no-rerank")),
+            300,
+        ),
+        Program(
+            "eval_citations", "Spans to cite, and when to abstain",
+            ("nnm", "eval", "citations", "{squad2}",
+             *_n(quick, "--passages 40 --questions 30", "--passages 6 --questions 4 --depth 2")),
+            250,
         ),
         Program(
             "gate_multi", "Several memories in a prompt",
             (*gate, "multi", *_n(quick, "--cases 10 --batch 20", "--sizes 2 --cases 2")), 200, plot=True,
+        ),
+        Program(
+            "gate_claims", "Claims: supported, contradicted or neither",
+            (*gate, "claims", "--data", "{scifact}", *_n(quick, "--limit 50", "--limit 2")), 200, plot=True,
         ),
         Program(
             "gate_conversation", "Questions about long conversations",
@@ -160,19 +173,6 @@ def _answers(squad: bool, quick: bool) -> list[Program]:
             (*gate, "extraction", "--data", "{text}",
              *_n(quick, "--carriers 3 --batch 18", "--carriers 1 --characters 300")),
             200, plot=True,
-        ),
-        Program(
-            "eval_citations", "Spans to cite, and when to abstain",
-            ("nnm", "eval", "citations", "{squad2}",
-             *_n(quick, "--passages 40 --questions 30", "--passages 6 --questions 4 --depth 2")),
-            250,
-        ),
-        Program(
-            "eval_retrieval", "Retrieval: the original's small pool of SciFact",
-            ("nnm", "eval", "retrieval", "{scifact}", "--only-subset", "--subset",
-             *_n(quick, "50x250 --routes one-pass --no-tokens --no-rerank --labels 32",
-                 "3x6 --labels 4 --no-tokens --no-rerank")),
-            300,
         ),
     ]  # fmt: skip
 

@@ -34,6 +34,7 @@ from nnm_core import NNM
 from nnm_core.demo.dataset import passages, questions
 from nnm_core.evaluation.benchmark import inject_always
 from nnm_core.evaluation.datasets import load_questions
+from nnm_core.evaluation.gates.corpus import remember
 from nnm_core.injection.plan import make_plan
 from nnm_core.injection.prefill import prefill
 from nnm_core.injection.static import keeps_logits
@@ -75,8 +76,8 @@ def main() -> None:
         generator.shuffle(texts)
         first, second = list(draw(texts, questions_, options.prompts, generator))
         used = sorted({text for prompt in first for text in prompt.texts})
-        nnm.add(used, ids=[str(index) for index in range(len(used))], progress=True)
         ids = {text: str(index) for index, text in enumerate(used)}
+        remember(nnm, {name: text for text, name in ids.items()}, searchable=False)
         arms = {
             FIRST: Outcome(),
             **{_second(size): Outcome() for size in range(1, LONGEST + 1)},

@@ -87,8 +87,8 @@ def _head(document: Mapping[str, Any]) -> str:
         "",
         "Answers are greedy; every question counts once. Intervals are 95 % bootstrap intervals over questions, "
         "differences are paired, p is the exact McNemar test. Nothing is cut to fit: a prompt that is too long is an "
-        "error. Ratios of times are measured in turns in one process. Programs of one thread measure no times: two of "
-        "them run at once.",
+        "error. Ratios of times are measured in turns in one process. What measures times runs alone; of the other "
+        f"programs {config['jobs']} run at once.{_took(config)}",
     ]
     if config["quick"]:
         lines += ["", "**Made with `QUICK=1`: sizes that show that everything runs. No figure here means anything.**"]
@@ -101,6 +101,11 @@ def _head(document: Mapping[str, Any]) -> str:
         ]
     lines += ["", _contents(programs)]
     return "\n".join(lines)
+
+
+def _took(config: Mapping[str, Any]) -> str:
+    """How long the whole measurement took, if it was made in one run."""
+    return f" All of it took {config['seconds'] / 60:.0f} minutes." if config["whole"] else ""
 
 
 def _contents(programs: Mapping[str, Record]) -> str:

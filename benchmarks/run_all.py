@@ -6,10 +6,11 @@
 `--data` holds ``squad/dev-v1.1.json`` and ``dev-v2.0.json``, ``scifact/`` in BEIR's layout and, if there is one,
 ``locomo.json``; each may be compressed. Without it the passages that ship with the demo are used where that is
 possible, and generated conversations where there is no LoCoMo; the page says so.
-Programs that measure times run alone, the others two at a time. A program that fails or takes too long stops no other.
+Programs that measure times run alone, with all cores; the others `--jobs` at a time, which share the
+cores. A program that fails or takes too long stops no other.
 What has a result of the same command and the same model weights is not run again, so an interrupted run goes on where
 it was; `--again` measures everything anew. After `--minutes` it is over: what still runs is stopped and the rest left
-out, the most important programs having come first.
+out; what takes long comes first among those that run side by side.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ from nnm_core.demo import dataset
 from nnm_core.evaluation.benchmark import versions
 
 ROOT = Path(__file__).parents[1]
-LANES = 2
+# Programs at a time that measure no times, at most; a small model gains little from more threads than one.
+MOST_JOBS = 4
 # With less time than this left no program is begun.
 LEAST = 30
 # For glibc: long prompts are read in passes whose buffers would be given back to the system and faulted in again. Only
@@ -63,6 +65,7 @@ class Bench:
         places: what the words in braces stand for.
         shown: the same, as a reader sees it.
         results: name of a program -> its record.
+        done: programs that this run has dealt with; the results of the others are an earlier run's.
     """
 
     options: argparse.Namespace
@@ -72,6 +75,7 @@ class Bench:
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    done: set[str] = field(default_factory=set)
     interrupted: bool = False
 
     @property
@@ -88,7 +92,7 @@ class Bench:
         """Run what has no fresh result, in order: one by one what measures times, in lanes what does not."""
         cores = os.cpu_count() or 1
         for alone, group in groupby(listed, key=lambda program: program.alone):
-            width = 1 if alone else LANES
+            width = 1 if alone else self.options.jobs
             with ThreadPoolExecutor(width) as lanes:
                 try:
                     list(lanes.map(partial(self.one, threads=max(1, cores // width)), group))
@@ -156,6 +160,7 @@ class Bench:
         self.tell(f"{program.name}: {record['status']}{took} {record.get('reason', '')}".rstrip())
         with self.lock:
             self.results[program.name] = record
+            self.done.add(program.name)
             document = {"config": self.config(), "programs": self.results}
             part = self.file.with_suffix(".part")
             part.write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -169,6 +174,8 @@ class Bench:
             "weights": weights_digest(self.options.model)[:12],
             "data": sorted(name for name in ("squad", "scifact", "locomo") if name in self.places),
             "quick": self.options.quick,
+            "jobs": self.options.jobs,
+            "whole": self.done >= self.results.keys(),
             "seconds": round(time.perf_counter() - self.started, 1),
         }
 
@@ -352,7 +359,16 @@ def _options() -> argparse.Namespace:
     options.add_argument("--again", action="store_true", help="also what has a fresh result")
     options.add_argument("--quick", action="store_true", help="small sizes: shows that everything runs")
     options.add_argument("--minutes", type=float, default=39, help="after so long it is over, whatever is missing")
-    return options.parse_args()
+    options.add_argument(
+        "--jobs", type=int, metavar="N",
+        help=f"programs at a time that measure no times; default: one a core, at most {MOST_JOBS}, 1 with --model",
+    )  # fmt: skip
+    found = options.parse_args()
+    if found.jobs is None:
+        found.jobs = 1 if found.model else min(MOST_JOBS, os.cpu_count() or 1)
+    if found.jobs < 1:
+        options.error("--jobs takes a number from 1 on")
+    return found
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from rich.table import Table
 
 from nnm_core import NNM, Memory
 from nnm_core.evaluation.benchmark import environment, parser, side_by_side, spread, texts_of_length
+from nnm_core.evaluation.gates.corpus import remember
 from nnm_core.evaluation.report import seconds, write_json
 from nnm_core.injection.costs import Costs, measure_costs
 from nnm_core.model.load import LoadedModel, ModelSettings, load_model
@@ -97,7 +98,7 @@ def measure(engines: Mapping[str, NNM], length: int, repeats: int) -> dict[str, 
     """Seconds to the first token of each arm, `repeats` times, for memories of `length` tokens."""
     engine = engines["native"]
     texts = texts_of_length(engine.model, length, repeats + 1)
-    warm, *memories = engine.add(texts, ids=[f"{length}-{number}" for number in range(len(texts))])
+    warm, *memories = _added(engine, {f"{length}-{number}": text for number, text in enumerate(texts)})
     for mode in ("read", "inject", "inject"):
         ask(engine, warm, mode)
     arms: dict[str, Callable[[int], float]] = {
@@ -108,10 +109,15 @@ def measure(engines: Mapping[str, NNM], length: int, repeats: int) -> dict[str, 
     }
     for name, other in engines.items():
         if other is not engine:
-            memory = other.add(texts[0], ids=str(length))[0]
+            memory = _added(other, {str(length): texts[0]})[0]
             ask(other, memory, "inject")
             arms[name] = partial(lambda repeat, other, memory: ask(other, memory, "inject"), other=other, memory=memory)
     return side_by_side(arms, repeats)
+
+
+def _added(engine: NNM, texts: Mapping[str, str]) -> list[Memory]:
+    """Nothing is searched for, so no vectors are made."""
+    return list(remember(engine, texts, searchable=False).values())
 
 
 def decode_times(model: LoadedModel, length: int, repeats: int) -> dict[str, list[float]]:
@@ -120,7 +126,7 @@ def decode_times(model: LoadedModel, length: int, repeats: int) -> dict[str, lis
     # Short answers would leave nothing to measure: a copy of the model that knows no end of an answer.
     endless.__dict__["eos_token_ids"] = frozenset()
     with NNM.open(endless) as engine:
-        memory = engine.add(texts_of_length(model, length, 1)[0], ids="decoding")[0]
+        memory = _added(engine, {"decoding": texts_of_length(model, length, 1)[0]})[0]
 
         def each(mode: Any) -> float:
             answer = engine.answer(LONGER, memories=[memory], mode=mode, max_tokens=DECODED)

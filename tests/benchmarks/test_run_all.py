@@ -88,6 +88,56 @@ def test_when_the_time_is_spent_nothing_more_is_begun(run: Run) -> None:
     assert found["programs"]["good"]["status"] == "skipped"
 
 
+TOGETHER = """
+import json, os, pathlib, sys, time
+place = pathlib.Path(sys.argv[-1]).parent
+(place / f"{os.getpid()}.runs").touch()
+met, end = False, time.monotonic() + float(sys.argv[1])
+while not met and time.monotonic() < end:
+    met = len(list(place.glob("*.runs"))) > 1
+    time.sleep(0.02)
+json.dump({"met": met, "threads": os.environ["OMP_NUM_THREADS"]}, open(sys.argv[-1], "w"))
+"""
+
+
+def test_what_measures_no_times_runs_side_by_side_and_shares_the_cores(
+    bench: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench_programs import Program
+
+    listed = [Program(name, name, ("python", "-c", TOGETHER, "20"), 60) for name in ("one", "two")]
+    monkeypatch.setattr(bench, "programs", lambda **_: listed)
+    monkeypatch.setattr(bench.os, "cpu_count", lambda: 6)
+    found = run("--jobs", "2")
+    assert found["config"]["jobs"] == 2
+    assert found["config"]["whole"] is True
+    assert "2 run at once. All of it took" in found["page"]
+    for record in found["programs"].values():
+        assert record["result"] == {"met": True, "threads": "3"}
+        assert record["threads"] == 3
+    assert run("--jobs", "2")["config"]["whole"] is False, "nothing was run again"
+
+
+def test_what_measures_times_runs_alone_with_all_cores(bench: Any, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench_programs import Program
+
+    code = TOGETHER + "(place / f'{os.getpid()}.runs').unlink()"
+    listed = [Program(name, name, ("python", "-c", code, "0.3"), 60, alone=True) for name in ("one", "two")]
+    monkeypatch.setattr(bench, "programs", lambda **_: listed)
+    monkeypatch.setattr(bench.os, "cpu_count", lambda: 6)
+    for record in run("--jobs", "2")["programs"].values():
+        assert record["result"] == {"met": False, "threads": "6"}
+
+
+def test_by_default_a_core_has_one_job_and_another_model_none_beside_it(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cores, words, jobs in ((2, [], 2), (64, [], 4), (64, ["--model", "other"], 1), (2, ["--jobs", "3"], 3)):
+        monkeypatch.setattr(bench.os, "cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr("sys.argv", ["run_all.py", *words])
+        assert bench._options().jobs == jobs
+
+
 def test_every_program_of_the_list_exists_and_has_a_name_of_its_own(bench: Any) -> None:
     from bench_programs import programs
 
@@ -110,7 +160,8 @@ def test_results_of_other_machines_stand_on_the_page_with_their_machine(bench: A
     elsewhere.mkdir()
     other = {"arms": {"read": {"seconds": {"median": 0.25}}}, "config": {"machine": "A big one", "command": "do it"}}
     (elsewhere / "ttft_gpu.7b.json").write_text(json.dumps(other))
-    config = {**bench.machine(), "model": "m", "weights": "w", "data": ["squad"], "quick": False}
+    config = {**bench.machine(), "model": "m", "weights": "w", "data": ["squad"], "quick": False, "jobs": 2}
+    config |= {"whole": False, "seconds": 1.0}
     (tmp_path / "results.json").write_text(json.dumps({"config": config, "programs": {}}))
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "limits.md").write_text("## What does not work\n\nThis.\n")

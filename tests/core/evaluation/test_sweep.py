@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.core.families import loaded, random_ids
@@ -15,6 +17,7 @@ from nnm_core.cli.app import app
 from nnm_core.evaluation.behind import Prompt, answers_behind
 from nnm_core.evaluation.datasets import load_questions
 from nnm_core.evaluation.sweep import BARE, BASE, Sweep, additions, places, strengths
+from nnm_core.model.attention import intervene
 from nnm_core.model.prompt import DEFAULT_SYSTEM
 from nnm_core.states.capture import capture, place
 
@@ -47,6 +50,28 @@ def test_a_batch_gives_every_row_the_answer_that_it_gets_alone() -> None:
         alone = answers_behind(model, [prompt], max_tokens=6)
         assert alone.token_ids[0] == together.token_ids[row]
         assert float((alone.logits[0] - together.logits[row]).abs().max()) <= 1e-3
+
+
+def test_rows_that_have_ended_are_let_go_and_the_others_go_on_as_alone() -> None:
+    model = replace(loaded("llama"))
+    prompts = [Prompt((), tuple(random_ids(length, seed=length))) for length in (4, 17, 9, 12)]
+    model.__dict__["eos_token_ids"] = frozenset()
+    endless = answers_behind(model, prompts, max_tokens=6).token_ids
+    ends = frozenset({endless[0][0], endless[1][1], endless[2][1]})
+    model.__dict__["eos_token_ids"] = ends
+    cut = [next((place for place, token in enumerate(row) if token in ends), len(row)) for row in endless]
+    assert len({0, *cut}) > 2, "the rows must end at different places"
+    rows = []
+
+    def watch(attend: Any, module: Any, query: Any, *arguments: Any, **named: Any) -> Any:
+        rows.append(query.shape[0])
+        return attend(module, query, *arguments, **named)
+
+    with intervene(watch):
+        together = answers_behind(model, prompts, max_tokens=6).token_ids
+    assert list(together) == [row[:end] for row, end in zip(endless, cut, strict=True)]
+    assert rows[0] == 4
+    assert rows[-1] <= 2
 
 
 def test_a_sweep_says_what_the_engine_says(questions: Path) -> None:

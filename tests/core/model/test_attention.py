@@ -10,9 +10,12 @@ import pytest
 import torch
 from tests.core.families import FAMILIES, loaded, make, random_ids
 from tests.core.reading import read_logits
+from transformers import DynamicCache, StaticCache
 
+from nnm_core.injection.prefill import forward
 from nnm_core.model import attention
 from nnm_core.model.attention import intervene
+from nnm_core.states.cache import PlacedCache
 
 IDS = random_ids(12, seed=1)
 SEAM = [name for name in FAMILIES if loaded(name).intervenes]
@@ -100,3 +103,61 @@ def test_installing_twice_is_once() -> None:
     assert attention.install(hf, "sdpa")
     assert attention.install(hf, hf.config._attn_implementation)
     assert hf.config._attn_implementation == "nnm_sdpa"
+
+
+class Masks(Watch):
+    """Passes everything on, and remembers for each layer whether it came without a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.none: list[bool] = []
+
+    def __call__(self, attend: Any, module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
+        self.none.append(mask is None)
+        return super().__call__(attend, module, query, key, value, mask, **kwargs)
+
+
+@pytest.mark.parametrize("name", SEAM)
+@torch.inference_mode()
+def test_a_long_pass_behind_a_short_one_is_what_reading_both_at_once_is(name: str) -> None:
+    model, ids = loaded(name), random_ids(340, seed=3)
+    cache = PlacedCache(model.layers)
+    forward(model, cache, ids[:40])
+    logits = forward(model, cache, ids[40:])
+    torch.testing.assert_close(logits, read_logits(model, ids)[-1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("first", "rows"), [(40, True), (200, False)])  # 300 behind 40, 140 behind 200
+@torch.inference_mode()
+def test_only_long_passes_behind_short_ones_go_without_a_mask(first: int, rows: bool) -> None:
+    model, ids, watch = loaded("llama"), random_ids(340, seed=3), Masks()
+    cache = PlacedCache(model.layers)
+    forward(model, cache, ids[:first])
+    with intervene(watch):
+        forward(model, cache, ids[first:])
+    assert watch.none == [rows] * 4
+
+
+@torch.inference_mode()
+def test_a_cache_with_room_for_tokens_to_come_keeps_its_mask() -> None:
+    model, ids = loaded("llama"), torch.tensor([random_ids(300, seed=3)])
+    cache = StaticCache(model.hf.config, max_cache_len=400)
+    logits = model.hf(input_ids=ids, past_key_values=cache, use_cache=True).logits[0]
+    torch.testing.assert_close(logits, read_logits(model, ids[0].tolist()), rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_padding_keeps_its_mask() -> None:
+    model, ids = loaded("llama"), random_ids(340, seed=3)
+    padded = torch.tensor([[0] * 8 + ids])
+    cache, real = DynamicCache(), (torch.arange(348) >= 8).long()[None]
+    places = (torch.arange(348) - 8).clamp_min(0)[None]
+    for part in (slice(0, 40), slice(40, None)):
+        logits = model.hf(
+            input_ids=padded[:, part],
+            attention_mask=real[:, : part.stop],
+            position_ids=places[:, part],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[0, -1]
+    torch.testing.assert_close(logits, read_logits(model, ids)[-1], rtol=1e-4, atol=1e-4)

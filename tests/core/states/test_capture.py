@@ -164,3 +164,19 @@ def test_threads_capture_and_read_at_the_same_time() -> None:
             assert all(torch.equal(a[0], b[0]) for a, b in zip(done.result(), expected, strict=True))
         for states in capturing:
             assert all(same(a, b, 0.0) for a, b in zip(states.result(), alone, strict=True))
+
+
+@pytest.mark.parametrize("residual_layer", [None, 2])
+def test_the_last_layer_computes_only_what_is_kept(residual_layer: int | None) -> None:
+    model, calls = loaded("llama"), []
+    hooks = [
+        layer.mlp.register_forward_hook(lambda *_, index=index: calls.append(index))
+        for index, layer in enumerate(model.hf.model.layers)
+    ]
+    try:
+        state = capture(model, [ROWS[0]], residual_layer=residual_layer)[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert calls == ([0, 1, 2] if residual_layer is None else [0, 1, 2, 3])
+    assert (state.residual is None) == (residual_layer is None)

@@ -90,16 +90,17 @@ def answers_behind(
     skipped = torch.tensor([prompt.skipped for prompt in prompts], device=model.device)
     places = ((real[:, : width + longest].cumsum(1) - 1).clamp_min(0) + skipped[:, None])[:, width:]
     with nullcontext() if around is None else around(Batch(width, starts)):
-        return _decode(model, cache, ids, real, places, max_tokens)
+        return _decode(model, cache, ids, real, places, max_tokens, shrink=around is None)
 
 
 def _decode(
-    model: LoadedModel, cache: PlacedCache, ids: Tensor, real: Tensor, places: Tensor, max_tokens: int
+    model: LoadedModel, cache: PlacedCache, ids: Tensor, real: Tensor, places: Tensor, max_tokens: int, *, shrink: bool
 ) -> Answers:
-    ends = torch.tensor(sorted(model.eos_token_ids), device=ids.device)
+    """Args: shrink: let go of rows that have ended as soon as they are half of those that are left."""
     first: Tensor | None = None
-    chosen: list[Tensor] = []
-    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    found: list[list[int]] = [[] for _ in ids]
+    active = list(range(len(ids)))
+    ended: set[int] = set()
     seen = real.shape[1] - max_tokens
     for step in range(max_tokens):
         mask = real[:, : seen + step]
@@ -109,19 +110,21 @@ def _decode(
         logits = output.logits[:, -1].float()
         first = logits if first is None else first
         ids = logits.argmax(-1, keepdim=True)
-        chosen.append(ids[:, 0])
-        done |= torch.isin(ids[:, 0], ends)
-        if bool(done.all()):
+        for row, token in zip(active, ids[:, 0].tolist(), strict=True):
+            if token in model.eos_token_ids:
+                ended.add(row)
+            elif row not in ended:
+                found[row].append(token)
+        if len(ended) == len(found):
             break
         places = places[:, -1:] + 1
+        kept = [index for index, row in enumerate(active) if row not in ended]
+        if shrink and 2 * len(kept) <= len(active):
+            active = [active[index] for index in kept]
+            ids, real, places = ids[kept], real[kept], places[kept]
+            cache.batch_select_indices(torch.tensor(kept, device=ids.device))
     assert first is not None  # max_tokens is at least one
-    rows = torch.stack(chosen, 1).tolist()
-    return Answers(tuple(_until_end(row, model.eos_token_ids) for row in rows), first)
-
-
-def _until_end(row: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
-    stop = next((index for index, token in enumerate(row) if token in ends), len(row))
-    return tuple(row[:stop])
+    return Answers(tuple(tuple(row) for row in found), first)
 
 
 def _cache(model: LoadedModel, prompts: Sequence[Prompt], width: int, capacity: int) -> tuple[PlacedCache, Tensor]:

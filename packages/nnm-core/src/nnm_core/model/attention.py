@@ -15,12 +15,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 _PREFIX = "nnm_"
+# Shorter passes gain nothing from leaving the mask out.
+_LONG = 256
 
 
 class AttentionIntervention(Protocol):
@@ -44,7 +47,8 @@ class AttentionIntervention(Protocol):
             query: [batch, heads, queries, head_dim], rotated.
             key: [batch, kv_heads, keys, head_dim], rotated, cached keys first.
             value: [batch, kv_heads, keys, head_dim].
-            attention_mask: what the mask function of the base implementation made, or None for plain causal.
+            attention_mask: what the mask function of the base implementation made, or None for plain causal: the last
+                query stands at the last key, and each sees its own key and all before it.
         """
         ...
 
@@ -79,7 +83,8 @@ def install(model: PreTrainedModel, base: str = "sdpa") -> bool:
     name = base if base.startswith(_PREFIX) else f"{_PREFIX}{base}"
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         AttentionInterface.register(name, _interceptable(base))
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+        masks = ALL_MASK_ATTENTION_FUNCTIONS[base]
+        AttentionMaskInterface.register(name, _sparing(masks) if base == "sdpa" else masks)
     model.set_attn_implementation(name)
     return True
 
@@ -89,7 +94,58 @@ def _base_function(base: str, module: nn.Module) -> Attend:
         own: Attend = sys.modules[type(module).__module__].eager_attention_forward
         return own
     registered: Attend = ALL_ATTENTION_FUNCTIONS[base]
-    return registered
+    return _aligned(registered) if base == "sdpa" else registered
+
+
+def _aligned(attend: Attend) -> Attend:
+    """SDPA for which no mask means causal also behind keys that are there already.
+
+    SDPA's own causal attention lets the first query stand at the first key. Queries of zeros are put where there are
+    none, and their outputs thrown away; what is left is what a mask gives, and no score above the diagonal is computed.
+    """
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        queries, keys = query.shape[2], key.shape[2]
+        before = keys - queries
+        if mask is not None or before <= 0 or queries == 1 or kwargs.get("is_causal") is False:
+            return attend(module, query, key, value, mask, **kwargs)
+        if kwargs.get("position_bias") is not None:  # it has a row for every query
+            seen = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(before)
+            return attend(module, query, key, value, seen[None, None], **kwargs)
+        output, weights = attend(module, pad(query, (0, 0, before, 0)), key, value, None, **kwargs)
+        return output[:, before:], weights
+
+    return attention
+
+
+def _sparing(make: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+    """SDPA's mask function, which leaves the mask out where `_aligned` is faster without, and only there."""
+
+    def mask(*args: Any, **kwargs: Any) -> Tensor | None:
+        queries, keys = kwargs.get("q_length"), kwargs.get("kv_length")
+        if not isinstance(queries, int) or not isinstance(keys, int):
+            return make(*args, **{**kwargs, "allow_is_causal_skip": False})
+        if _long_behind_little(queries, keys, kwargs):
+            return None
+        made = make(*args, **kwargs)
+        if made is None and 1 < queries < keys:  # the keys behind the queries are those of tokens to come
+            return make(*args, **{**kwargs, "allow_is_causal_skip": False})
+        return made
+
+    return mask
+
+
+def _long_behind_little(queries: int, keys: int, kwargs: dict[str, Any]) -> bool:
+    """Whether a plainly causal pass on a CPU has so many queries that those of zeros cost less than a mask."""
+    before = keys - queries
+    plain = bool(kwargs.get("allow_is_causal_skip")) and kwargs.get("attention_mask") is None
+    plain = (
+        plain and kwargs.get("local_size") is None and kwargs.get("q_offset", 0) - kwargs.get("kv_offset", 0) == before
+    )
+    on_cpu = torch.device(kwargs.get("device", "cpu")).type == "cpu"
+    return plain and on_cpu and queries >= _LONG and 0 < before <= queries // 2
 
 
 def _interceptable(base: str) -> Attend:

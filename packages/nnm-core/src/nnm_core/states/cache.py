@@ -132,18 +132,27 @@ class PlacedLayer(DynamicLayer):
         self.length = max(0, self.length - abs(tokens_to_remove))
 
 
+class Recorded(Exception):  # no error: the pass has done what it was for
+    """Ends a pass when its last layer has its states: what the layer makes of them is not needed."""
+
+
 class RecordingLayer(PlacedLayer):
     """A placed layer that receives unrotated keys, keeps them as they came, and rotates them for attention."""
 
-    def __init__(self, layer: int, rotation: DeferredRotation | None, capacity: int = 0) -> None:
+    def __init__(
+        self, layer: int, rotation: DeferredRotation | None, capacity: int = 0, *, ends_pass: bool = False
+    ) -> None:
         super().__init__(capacity)
         self.layer = layer
         self.rotation = rotation
+        self.ends_pass = ends_pass
         self.raw: list[tuple[Tensor, Tensor]] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Record the states as they come, then place them."""
         self.raw.append((key_states, value_states))
+        if self.ends_pass:
+            raise Recorded
         if self.rotation is not None:
             key_states = self.rotation.rotate_keys(self.layer, key_states)
         return super().update(key_states, value_states)
@@ -224,10 +233,19 @@ class PlacedCache(Cache):
 
 
 class RecordingCache(Cache):
-    """A cache of `RecordingLayer`s: what a capture pass writes into."""
+    """A cache of `RecordingLayer`s: what a capture pass writes into.
 
-    def __init__(self, layers: int, rotation: DeferredRotation | None, capacity: int = 0) -> None:
-        self.placed = [RecordingLayer(index, rotation, capacity) for index in range(layers)]
+    Args:
+        states_only: end the pass (`Recorded`) as soon as all states are there.
+    """
+
+    def __init__(
+        self, layers: int, rotation: DeferredRotation | None, capacity: int = 0, *, states_only: bool = False
+    ) -> None:
+        self.placed = [
+            RecordingLayer(index, rotation, capacity, ends_pass=states_only and index == layers - 1)
+            for index in range(layers)
+        ]
         super().__init__(layers=list(self.placed))
 
     def recorded(self) -> list[tuple[Tensor, Tensor]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import torch
 from torch import Tensor, nn
 
 from nnm_core.model.load import LoadedModel
-from nnm_core.model.positions import DeferredRotation, deferred
-from nnm_core.states.cache import RecordingCache
+from nnm_core.model.positions import deferred
+from nnm_core.states.cache import Recorded, RecordingCache
 from nnm_core.states.state import ROOT, PlacedState, State
 from nnm_core.states.transfer import HostState, uniform
 
@@ -41,11 +41,14 @@ def capture(
     width = max(len(row) for row in rows)
     ids = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows], device=model.device)
     rotary = model.positions.rotary
-    with deferred(rotary) if rotary else nullcontext(None) as rotation:
-        cache = _cache_behind(model, rotation, left, rows=len(rows), width=width)
+    stream: Tensor | None = None
+    with deferred(rotary) if rotary else nullcontext(None) as rotation, suppress(Recorded):
+        cache = RecordingCache(model.layers, rotation, capacity=left.length + width, states_only=residual_layer is None)
+        _fill(cache, left, rows=len(rows))
         output = decoder(input_ids=ids, past_key_values=cache, use_cache=True, **wanted)
+        if residual_layer is not None:
+            stream = output.hidden_states[residual_layer] - output.hidden_states[0]
     recorded = cache.recorded()
-    stream = None if residual_layer is None else output.hidden_states[residual_layer] - output.hidden_states[0]
     states = []
     for i, row in enumerate(rows):
         layers = tuple((_cut(k, i, row), _cut(v, i, row)) for k, v in recorded)
@@ -70,13 +73,10 @@ def place(model: LoadedModel, state: State, start: int) -> PlacedState:
     return PlacedState(state.chain, len(state.token_ids), placed, state.origin, skipped)
 
 
-def _cache_behind(
-    model: LoadedModel, rotation: DeferredRotation | None, left: PlacedState, *, rows: int, width: int
-) -> RecordingCache:
-    cache = RecordingCache(model.layers, rotation, capacity=left.length + width)
+def _fill(cache: RecordingCache, left: PlacedState, *, rows: int) -> None:
+    """Let all rows see what is before them."""
     for layer, (key, value) in zip(cache.placed, left.layers, strict=False):
         layer.append(key.expand(rows, *key.shape), value.expand(rows, *value.shape))
-    return cache
 
 
 def _cut(states: Tensor, row: int, token_ids: Sequence[int]) -> Tensor:
