@@ -14,6 +14,8 @@ random       as many passages, none of them the right one, are read (likewise)
 own sinks    every passage was read alone, without the chat's beginning, so that its first tokens are sinks of their own
 concatenate  every passage's state, read behind the chat's beginning, is moved to its place: where composing starts
 ...          every other composer
+fused        (``--neighbours 2``) concatenation of states that were computed behind the memory's nearest passages of the
+             file, as by `NNM.fuse`; and the default composer over these
 
 `recovery` is (composer - concatenate) / (read - concatenate), with a paired bootstrap interval over the questions.
 Answers are greedy and made in batches on one board; the time to the first token is measured apart, on single prompts
@@ -39,6 +41,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from nnm_core.embedding.kv_embedding import KVEmbedder
+from nnm_core.embedding.settings import EmbeddingSettings
+from nnm_core.embedding.whitening import SufficientStatistics, Whitening
 from nnm_core.evaluation.answers import exact_match, f1
 from nnm_core.evaluation.benchmark import environment, parser, side_by_side, timed
 from nnm_core.evaluation.datasets import Question, QuestionSet, load_questions
@@ -46,6 +51,7 @@ from nnm_core.evaluation.report import write_json
 from nnm_core.evaluation.statistics import bootstrap, paired_bootstrap
 from nnm_core.injection.compose import Composer, Composition, composer, names
 from nnm_core.injection.compose.board import Board
+from nnm_core.injection.compose.guided import Guided
 from nnm_core.injection.compose.parallel import Parallel
 from nnm_core.injection.compose.parallel import side_by_side as parallel_plan
 from nnm_core.injection.compose.repair import Repair
@@ -56,11 +62,13 @@ from nnm_core.model.load import LoadedModel, ModelSettings, load_model
 from nnm_core.model.prompt import DEFAULT_SYSTEM, QUESTION_HEADER, PromptFormat, PromptMessage, Segment, question_prompt
 from nnm_core.records import Memory
 from nnm_core.states.capture import EMPTY, capture, place
+from nnm_core.states.fused import capture_behind
 from nnm_core.states.state import PlacedState, State
 
 PLACES_PER_BATCH = {"cpu": 6144, "cuda": 98304}
 SETTINGS = ("one needed", "two needed")
 READ, BARE, RANDOM, OWN, NAIVE = "read", "bare", "random", "own sinks", "concatenate"
+FUSED, FUSED_DEFAULT = "fused", f"fused + {Guided.name}"
 DRAWS = 10_000
 Said = tuple[str, float, float]
 
@@ -110,6 +118,7 @@ def main() -> None:
     options.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
     options.add_argument("--ratio", type=float, default=0.15, help="share of the memories' tokens to compute again")
     options.add_argument("--max-tokens", type=int, default=16)
+    options.add_argument("--neighbours", type=int, default=0, help="nearest passages behind which states are fused")
     options.add_argument("--places", type=int, default=None, help="tokens of a batch at most, padding included")
     options.add_argument("--dtype", default="float32")
     options.add_argument("--seed", type=int, default=0)
@@ -119,9 +128,12 @@ def main() -> None:
     data = load_questions(_file(arguments.data))
     model = load_model(arguments.model, ModelSettings(device=arguments.device, dtype=arguments.dtype))
     chosen = ("memories", "questions", "composers", "settings", "ratio", "max_tokens", "seed", "repeats")
+    chosen += ("neighbours",)
     config = environment(model) | {"data": data.name} | {k: getattr(arguments, k) for k in chosen}
     report: dict[str, Any] = {"arms": {}, "config": config}
     bench = Bench(model, arguments.composers, arguments.ratio, arguments.max_tokens, places=arguments.places)
+    if arguments.neighbours:
+        bench.neighbours = nearest(model, data.passages, arguments.neighbours)
     for count in arguments.memories:
         for setting in arguments.settings:
             prompts = list(draw(data, arguments.questions, count, two=setting == SETTINGS[1], seed=arguments.seed))
@@ -131,7 +143,8 @@ def main() -> None:
                 add_times(rows, bench.first_token(prompts[:: max(1, len(prompts) // 4)][:4], arguments.repeats))
             report["arms"] |= {f"{name}, {count} memories, {setting}": row for name, row in rows.items()}
             console.print(table(rows, f"{count} memories, {setting}, {len(prompts)} questions: {model.name}"))
-            console.print(f"{time.perf_counter() - started:.0f} s")
+            console.print(f"{time.perf_counter() - started:.0f} s; reading passages: {bench.seconds}")
+            config["ingest_seconds"] = bench.seconds
             if str(arguments.json) != "-":  # what is measured is kept if the rest is stopped
                 write_json(arguments.json, report)
     if str(arguments.json) == "-":
@@ -176,6 +189,21 @@ def _partner(asked: Sequence[Question], number: int) -> Question:
     return next(question for question in others if question.passages != asked[number].passages)
 
 
+def nearest(model: LoadedModel, passages: Mapping[str, str], count: int) -> dict[str, list[tuple[str, str]]]:
+    """For each passage the (key, text) of those nearest to it, the nearest last, by the engine's own vectors."""
+    keys = list(passages)
+    raw = KVEmbedder(model, EmbeddingSettings() if model.intervenes else EmbeddingSettings(route="off")).encode(
+        [passages[key] for key in keys], "context"
+    )
+    statistics_of = SufficientStatistics(raw.shape[1])
+    statistics_of.add(raw)
+    vectors = Whitening.fit(statistics_of).transform(raw)
+    likeness = vectors @ vectors.T
+    np.fill_diagonal(likeness, -np.inf)
+    best = np.argsort(likeness, axis=1)[:, -count:]
+    return {key: [(keys[index], passages[keys[index]]) for index in row] for key, row in zip(keys, best, strict=True)}
+
+
 class Bench:
     """Answers prompts with every arm, in batches.
 
@@ -193,6 +221,7 @@ class Bench:
         places: int | None = None,
     ) -> None:
         self.model, self.max_tokens, self.system = model, max_tokens, system
+        self.fused_composer = replace(Guided(), ratio=ratio)
         self.composers = [composer(name) for name in dict.fromkeys((NAIVE, *chosen))]
         self.composers = [replace(c, ratio=ratio) if isinstance(c, Repair) else c for c in self.composers]
         refused = [reason for c in self.composers if (reason := c.refusal(model))]
@@ -203,6 +232,11 @@ class Bench:
         self._left = place(model, capture(model, [self._left_ids])[0], 0)
         self._states: dict[str, State] = {}
         self._alone: dict[str, State] = {}
+        self._fused: dict[str, State] = {}
+        # What `nearest` gives; without it no states are fused.
+        self.neighbours: Mapping[str, Sequence[tuple[str, str]]] = {}
+        # Reading the passages alone, and behind their neighbours.
+        self.seconds = {"alone": 0.0, "fused": 0.0}
         self._reading: Tensor | None = None
         self._budget = places or PLACES_PER_BATCH.get(model.device.type, PLACES_PER_BATCH["cpu"])
 
@@ -227,8 +261,27 @@ class Bench:
             list(padded_batches([len(ids) for _, ids in rows], self._budget)), "Reading", transient=True
         ):
             for kept, left in ((self._states, self._left), (self._alone, EMPTY)):
+                began = time.perf_counter()
                 states = capture(self.model, [rows[index][1] for index in batch], left)
                 kept.update(zip((rows[index][0] for index in batch), states, strict=True))
+                self.seconds["alone"] += self._since(began) if kept is self._states else 0.0
+        if self.neighbours:
+            self._fuse(rows)
+
+    def _fuse(self, rows: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+        """Read passages once more, behind their neighbours, as `NNM.fuse` does."""
+        texts = [(*(self._format.memory_ids(text) for _, text in self.neighbours[key]), ids) for key, ids in rows]
+        lengths = [sum(map(len, row)) for row in texts]
+        for batch in track(list(padded_batches(lengths, self._budget)), "Reading behind neighbours", transient=True):
+            began = time.perf_counter()
+            states = capture_behind(self.model, [texts[index] for index in batch], self._left)
+            self._fused.update(zip((rows[index][0] for index in batch), states, strict=True))
+            self.seconds["fused"] += self._since(began)
+
+    def _since(self, began: float) -> float:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
 
     def _batch(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str, list[Said]]]:
         """Arm by arm; reading comes first, since the others are compared with it."""
@@ -249,6 +302,10 @@ class Bench:
                 yield chosen.name, self._answers(side, chosen)
             else:
                 yield chosen.name, self._answers(Board.stack([laid]), chosen)
+        if self.neighbours:
+            fused = self._board([make_plan(row, "fast", self._exact, self._moved_fused) for row in segments])
+            yield FUSED, self._answers(Board.stack([fused]), None)
+            yield FUSED_DEFAULT, self._answers(fused, self.fused_composer)
 
     def _segments(self, prompt: Prompt, memories: Sequence[Memory]) -> list[Segment]:
         return self._format.segments(prompt.messages(memories, self.system))
@@ -274,6 +331,11 @@ class Bench:
     def _moved(self, segment: Segment, start: int) -> PlacedState | None:
         state = self._stored(segment)
         return None if state is None else place(self.model, state, start)
+
+    def _moved_fused(self, segment: Segment, start: int) -> PlacedState | None:
+        if segment.memory is None:
+            return None
+        return place(self.model, self._fused[segment.memory.id].head(len(segment.ids)), start)
 
     def _stored(self, segment: Segment) -> State | None:
         return None if segment.memory is None else self._states[segment.memory.id].head(len(segment.ids))

@@ -73,6 +73,26 @@ def test_answers_on_the_board_are_those_of_the_engine(program: ModuleType, squad
             assert said == own_sinks(nnm, prompt, 5)
 
 
+def test_fused_states_on_the_board_are_those_of_the_engine(program: ModuleType, squad: Path) -> None:
+    data = load_questions(squad)
+    prompts = list(program.draw(data, 3, 3, two=False, seed=0))
+    with NNM.open(tiny_reader(), system=None) as nnm:
+        nnm.add(list(data.passages.values()), ids=list(data.passages))
+        nnm.fuse(neighbours=2)
+        bench = program.Bench(nnm.model, [], 0.3, 5, system=None)
+        bench.neighbours = program.nearest(nnm.model, data.passages, 2)
+        found = bench.run(prompts)
+        for arm, composer in ((program.FUSED, "concatenate"), (program.FUSED_DEFAULT, bench.fused_composer)):
+            for prompt, said in zip(prompts, found[arm].answers, strict=True):
+                ids = [memory.id for memory in prompt.memories]
+                how = {"policy": "fast", "composer": composer, "fused": True}
+                answer = nnm.answer(prompt.question, memories=ids, max_tokens=5, **how)
+                assert [part.fused for part in answer.receipt.parts] == [False, True, True]
+                assert said == answer.text.strip()
+        assert found[program.FUSED].kl != found["concatenate"].kl
+    assert bench.seconds["fused"] > 0
+
+
 def own_sinks(nnm: NNM, prompt: Any, tokens: int) -> str:
     """The answer behind states that were each read without anything before them, by hand."""
     left, *memories, question = PromptFormat(nnm.model.tokenizer).segments(prompt.messages(prompt.memories, None))
@@ -118,7 +138,7 @@ def test_the_program_writes_arms_config_and_plot(
 ) -> None:
     command = [sys.executable, str(PROGRAM), "--model", str(reader), "--device", "cpu", "--data", str(squad.parent)]
     command += ["--memories", "2", "--questions", "3", "--max-tokens", "3", "--repeats", "1"]
-    command += ["--composers", "guided-offset", "parallel"]
+    command += ["--neighbours", "1", "--composers", "guided-offset", "parallel"]
     done = subprocess.run(
         [*command, "--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png")],
         capture_output=True,
@@ -128,7 +148,9 @@ def test_the_program_writes_arms_config_and_plot(
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "r.json").read_text())
     arms = {name.split(",")[0] for name in report["arms"]}
-    assert arms == {"read", "bare", "random", "own sinks", "concatenate", "guided-offset", "parallel"}
+    own = {"read", "bare", "random", "own sinks", "concatenate", "fused", "fused + guided-offset"}
+    assert arms == own | {"guided-offset", "parallel"}
+    assert report["config"]["ingest_seconds"]["fused"] > 0
     row = report["arms"]["guided-offset, 2 memories, one needed"]
     assert {"em", "f1", "kl", "recovery_em", "share_recomputed", "read_over_this", "f1_minus_read"} <= row.keys()
     assert row["share_recomputed"] <= 0.15

@@ -52,6 +52,7 @@ class Request:
         order: how the memories of a question are ordered.
         injection: how strongly and in which layers the memories are felt.
         budget: tokens that the prompt may have at most; None for what the model's context has room for.
+        fused: compose from the states that were computed behind a memory's neighbours, where there are any.
     """
 
     messages: Sequence[PromptMessage]
@@ -66,6 +67,7 @@ class Request:
     order: Order = "ranked"
     injection: InjectionSettings = AS_READ
     budget: int | None = None
+    fused: bool = False
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Answerer:
         whole: whether stored states hold all layers of all their tokens (`nnm_core.states.codecs.Codec`).
         planner: what is known about costs on this machine and quality on these memories; ``auto`` composes only where
             that is enough, and nothing is loaded that is read faster.
+        find_fused: as `find_state`, the second state that was computed behind the memory's neighbours.
     """
 
     model: LoadedModel
@@ -88,6 +91,7 @@ class Answerer:
     refusal: str = ""
     whole: bool = True
     planner: Planner = field(default_factory=Planner)
+    find_fused: FindState = lambda memory: None
 
     def check_fit(self, segments: Sequence[Segment], max_tokens: int, budget: int | None = None) -> None:
         """Raise `ContextOverflowError` unless prompt and answer fit the model's context, and the prompt its budget."""
@@ -189,7 +193,7 @@ class Answerer:
             segments,
             request.policy,
             self._find_lossless if request.policy == "exact" else self._find_exact,
-            self._find_any,
+            partial(self._find_any, fused=request.fused),
             read_instead=None if request.strict else self._read_instead,
         )
         plan = planned(compose=compose and not refusal, reason=refusal if compose and refusal else FIRST_TIME)
@@ -225,7 +229,8 @@ class Answerer:
         room = request.decoding.max_tokens
         if not plan.composed:
             return Composed(*prefill(self.model, plan, room=room))
-        return request.composer.prefill(Composition(self.model, plan, room, self._stored))
+        stored = partial(self._stored, fused=request.fused)
+        return request.composer.prefill(Composition(self.model, plan, room, stored))
 
     def pin(self, messages: Sequence[PromptMessage]) -> int:
         """Read a prompt's memories behind each other where that has not been done, and pin them; see `NNM.pin`."""
@@ -278,17 +283,23 @@ class Answerer:
         state = self._find_exact(segment, left, start)
         return state if state is not None and state.origin.lossless else None
 
-    def _find_any(self, segment: Segment, start: int) -> PlacedState | None:
-        state = self._stored(segment)
+    def _find_any(self, segment: Segment, start: int, *, fused: bool = False) -> PlacedState | None:
+        state = self._stored(segment, fused=fused)
         # Composers know nothing of lower layers that have to be masked, and of gaps.
         whole = state is not None and not state.origin.first_layer and state.kept is None
         return place(self.model, state, start) if state is not None and whole else None
 
-    def _stored(self, segment: Segment) -> State | None:
-        """The stored state of a memory segment, cut to the segment's tokens (it may lack the separator)."""
+    def _stored(self, segment: Segment, *, fused: bool = False) -> State | None:
+        """The stored state of a memory segment, cut to the segment's tokens (it may lack the separator).
+
+        Args:
+            fused: the one that was computed behind its neighbours, if there is one.
+        """
         if segment.memory is None:
             return None
-        state = self.find_state(segment.memory)
+        state = self.find_fused(segment.memory) if fused else None
+        if state is None:
+            state = self.find_state(segment.memory)
         length = len(segment.ids)
         return state.head(length) if state is not None and state.token_ids[:length] == segment.ids else None
 
@@ -317,7 +328,9 @@ class Answerer:
     def _use(self, step: Step, memory: Memory, request: Request, recomputed: int) -> MemoryUse:
         origin = NATIVE if step.state is None else step.state.origin
         known: float | None = 1.0
-        if step.tier in ("composed", "compressed"):
+        if origin.fused:
+            known = None  # composers are measured on states that were computed alone
+        elif step.tier in ("composed", "compressed"):
             known = self.planner.agreement(request.composer.name if step.tier == "composed" else origin.codec)
         return MemoryUse(
             id=memory.id,
@@ -330,6 +343,7 @@ class Answerer:
             nbytes=0 if step.state is None else origin.nbytes or step.state.nbytes,
             seconds=step.seconds,
             reason=step.reason if request.mode == "inject" else "",
+            fused=origin.fused,
         )
 
 

@@ -43,6 +43,8 @@ _FIRST_FIT = 16
 _CHOOSE_FROM = 256
 # Documents among which the own sentences have to find theirs when the search weights are chosen.
 _CHOICE_SAMPLE = 2000
+# Behind a version's point: the key of its second state, computed behind its neighbours.
+_FUSED = "+fused"
 # What the token level has to say beside the fused rankings' 1.
 _TOKEN_WEIGHT = 0.3
 
@@ -340,6 +342,22 @@ class Collection:
         self.states.put(point, state)
         return StoredState(StateRef(point, state.chain), len(state.token_ids))
 
+    def keep_fused(self, entry: Entry, state: State, sources: Sequence[str]) -> bool:
+        """Store a second state of a live version, computed behind other versions; it goes when one of them goes.
+
+        Args:
+            sources: the points of those versions.
+
+        Returns:
+            False if one of them, or the version itself, is not live any more; nothing is kept then.
+        """
+        key = entry.point + _FUSED
+        self.states.put(key, state)
+        if self.journal.add_state(entry.point, StateRef(key, state.left, tuple(sources))):
+            return True
+        self.blobs.delete([key])
+        return False
+
     def write(self, entries: Sequence[Entry], raw: Sequence[Vectors | None], states: Sequence[StoredState]) -> None:
         """Make pending `entries` live, after their states: first the vectors, then the journal's commit."""
         if self.journal.live_count() == 0:
@@ -384,10 +402,19 @@ class Collection:
 
     def find_state(self, memory: Memory) -> State | None:
         """The stored state of this version of the memory, or None: not there, another model's, damaged, evicted."""
+        return self._find_state(memory, fused=False)
+
+    def find_fused(self, memory: Memory) -> State | None:
+        """Its second state, computed behind its neighbours; None as in `find_state`."""
+        state = self._find_state(memory, fused=True)
+        return None if state is None else state.as_fused()
+
+    def _find_state(self, memory: Memory, *, fused: bool) -> State | None:
         for ref in self._states_of(memory):
-            state = self.states.get(ref.key, lambda: bool(self._states_of(memory)))
-            if state is not None:
-                return state
+            if ref.key.endswith(_FUSED) == fused:
+                state = self.states.get(ref.key, lambda ref=ref: ref in self._states_of(memory))  # type: ignore[misc]
+                if state is not None:
+                    return state
         return None
 
     def _states_of(self, memory: Memory) -> tuple[StateRef, ...]:

@@ -22,9 +22,11 @@ from nnm_core.answering import Answerer, Request, in_order
 from nnm_core.asynchronous import AsyncFace
 from nnm_core.collection import Collection, StoreSettings
 from nnm_core.errors import EngineClosedError, InvalidInputError, MemoryNotFoundError
+from nnm_core.fusing import FuseFace
 from nnm_core.ingest import Ingest, new_memories
 from nnm_core.injection.compose import Composer
 from nnm_core.injection.compose import composer as pick
+from nnm_core.injection.compose.parallel import Parallel
 from nnm_core.injection.generate import DecodeSettings
 from nnm_core.injection.guide import Grammar
 from nnm_core.injection.prefill import memory_point
@@ -49,7 +51,7 @@ from nnm_core.vectors import VectorFace, Vectors, given_vectors, one_vector
 Question = str | Sequence[Message]
 
 
-class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace):
+class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace, FuseFace):
     """A model and one namespace of memories. Use as a context manager, or call `close()`."""
 
     def __init__(
@@ -83,6 +85,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace):
             refusal=self.selftest.refusal,
             whole=self._collection.codec.whole,
             planner=open_planner(model, self._collection),
+            find_fused=self._collection.find_fused,
         )
         if self._collection.needs_rereading:
             self._reread()
@@ -322,6 +325,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace):
         references: Sequence[Memory] = (),
         policy: Policy = "auto",
         composer: str | Composer | None = None,
+        fused: bool = False,
         order: Order = "ranked",
         injection: InjectionSettings = AS_READ,
         budget: int | None = None,
@@ -352,6 +356,7 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace):
                 also composes: it places states side by side that were not computed together; ``auto`` does so where
                 the composer's measured agreement with reading is high enough (``nnm doctor --calibrate``).
             composer: how states are placed side by side (`nnm_core.injection.compose.names`).
+            fused: compose from the states that `fuse` has made, where there are any; with ``policy="fast"`` only.
             order: ``ranked`` puts the best memory first; ``canonical`` sorts the memories by id, so that the same
                 memories stand in the same order whatever was asked, and more of them are found exact. It has no say
                 over memories whose text stands in a chat prompt already.
@@ -387,8 +392,9 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace):
             hits, messages = self._chat(question, memories, references, mode, scope, order, strict=strict)
         automatic = self.planner.automatic if policy == "auto" and injection == AS_READ else None
         way = pick(composer or automatic, self.model, plain=injection != AS_READ)
+        _check_fused(fused, policy, way)
         how: dict[str, Any] = {"composer": way, "order": order, "injection": injection, "budget": budget}
-        request = Request(messages, hits, mode, policy, decoding, started, strict=strict, **how)
+        request = Request(messages, hits, mode, policy, decoding, started, strict=strict, fused=fused, **how)
         if (overflow == "drop" or budget is not None) and isinstance(question, str):
             request = self._answerer.drop_until_fit(request, question, self.system)
         self._left_state()
@@ -486,6 +492,16 @@ class NNM(VectorFace, ScoreFace, AsyncFace, PlanFace, BatchFace):
 
 
 _MODEL_FIELDS = tuple(ModelSettings.__dataclass_fields__)
+
+
+def _check_fused(fused: bool, policy: Policy, composer: Composer) -> None:
+    if fused and policy != "fast":
+        raise InvalidInputError(
+            f"fused=True goes with policy='fast', not with {policy!r}: such states are never those of reading, and how "
+            "near they come has not been measured."
+        )
+    if fused and isinstance(composer, Parallel):
+        raise InvalidInputError("fused=True does not go with the composer 'parallel', which moves every memory.")
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -99,6 +99,7 @@ class MemoryUse:
         nbytes: bytes that were loaded: as stored, or keys and values where they were in RAM already.
         seconds: finding, decoding and placing its state; 0 for one that was read together with the rest of the prompt.
         reason: why it was read; empty if it was not.
+        fused: the state that was moved there had been computed behind the memory's neighbours (`NNM.fuse`).
     """
 
     id: str
@@ -111,6 +112,7 @@ class MemoryUse:
     nbytes: int = 0
     seconds: float = 0.0
     reason: str = ""
+    fused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

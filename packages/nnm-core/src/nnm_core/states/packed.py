@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
 
@@ -81,6 +82,11 @@ class PackedState(State):
     def among(self, token_ids: tuple[int, ...], kept: Tensor, codec: str) -> State:
         """See `State`."""
         return self._plain().among(token_ids, kept, codec)
+
+    def as_fused(self) -> State:
+        """See `State`."""
+        origin = replace(self.origin, fused=True)
+        return PackedState(self.token_ids, self.start, self.left, self.packed, self.device, origin)
 
     def _plain(self) -> State:
         return State(self.token_ids, self.start, self.left, self.layers, origin=self.origin)

@@ -36,6 +36,7 @@ class Origin:
         nbytes: stored bytes that were read for it.
         recomputed: tokens of which all or some layers were computed again.
         first_layer: layers below this one have no state; there the tokens are masked.
+        fused: it was computed behind the memory's neighbours (`nnm_core.fusing`), and is meant for composing only.
     """
 
     codec: str = "native"
@@ -43,6 +44,7 @@ class Origin:
     nbytes: int = 0
     recomputed: int = 0
     first_layer: int = 0
+    fused: bool = False
 
 
 NATIVE = Origin()
@@ -98,6 +100,10 @@ class State:
         nbytes = self.origin.nbytes or self.nbytes
         origin = replace(self.origin, codec=codec, lossless=False, nbytes=nbytes)
         return replace(self, token_ids=token_ids, kept=kept, origin=origin)
+
+    def as_fused(self) -> State:
+        """This state, known as one that was computed behind the memory's neighbours."""
+        return replace(self, origin=replace(self.origin, fused=True))
 
     @property
     def nbytes(self) -> int:

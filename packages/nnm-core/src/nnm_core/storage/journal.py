@@ -265,6 +265,7 @@ def _previous(cursor: sqlite3.Cursor, memory_id: str, version: int) -> int | Non
 
 
 def _add_state(cursor: sqlite3.Cursor, point: str, state: StateRef) -> None:
+    cursor.execute("DELETE FROM states WHERE key = ?", (state.key,))  # a former one may have had other sources
     rows = [(state.key, source, state.left_context, source == point) for source in {point, *state.sources}]
-    cursor.executemany("INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?)", rows)
+    cursor.executemany("INSERT INTO states VALUES (?, ?, ?, ?)", rows)
     cursor.execute("DELETE FROM garbage WHERE kind = 'blob' AND name = ?", (state.key,))
