@@ -127,8 +127,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     data = load_questions(_file(arguments.data))
     model = load_model(arguments.model, ModelSettings(device=arguments.device, dtype=arguments.dtype))
-    chosen = ("memories", "questions", "composers", "settings", "ratio", "max_tokens", "seed", "repeats")
-    chosen += ("neighbours",)
+    chosen = ("memories", "questions", "composers", "settings", "ratio", "max_tokens", "seed", "repeats", "neighbours")
     config = environment(model) | {"data": data.name} | {k: getattr(arguments, k) for k in chosen}
     report: dict[str, Any] = {"arms": {}, "config": config}
     bench = Bench(model, arguments.composers, arguments.ratio, arguments.max_tokens, places=arguments.places)
