@@ -2,12 +2,13 @@
 
     python benchmarks/ingest.py --json out/ingest.json --plot out/ingest.png
 
-Four arms, in turns, in one process, over the same passages and in batches of the same size:
+Five arms, in turns, in one process, over the same passages and in batches of the same size:
 
 forward     a plain call of the model, which also computes the logits of every token
 backbone    the same without the logits: the least that reading can cost
 add         everything that `NNM.add` does: states, vectors, index, journal, files on disk
 add in RAM  the same without a folder
+fuse        `NNM.fuse` afterwards: second states, computed behind the two nearest passages, in RAM
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from nnm_core.evaluation.report import seconds, write_json
 from nnm_core.model.batching import padded_batches, tokens_per_pass
 from nnm_core.model.load import LoadedModel, ModelSettings, load_model
 
-ARMS = ("forward", "backbone", "add", "add in RAM")
-COLOURS = {"forward": "#3d7ea6", "backbone": "#9aa5b1", "add": "#e07a3f", "add in RAM": "#f2c14e"}
+OWN = ("add", "add in RAM", "fuse")
+ARMS = ("forward", "backbone", *OWN)
+COLOURS = {"forward": "#3d7ea6", "backbone": "#9aa5b1", "add": "#e07a3f", "add in RAM": "#f2c14e", "fuse": "#b5838d"}
 INK = "#22303c"
 
 
@@ -49,8 +51,8 @@ def main() -> None:
     results = measure(model, texts, rows, arguments.repeats, clock)
     report = {
         "arms": {name: {"seconds": spread(values)} for name, values in results.items()},
-        "ratio": {name: ratio(results, name, "forward") for name in ("add", "add in RAM")},
-        "ratio_to_backbone": {name: ratio(results, name, "backbone") for name in ("add", "add in RAM")},
+        "ratio": {name: ratio(results, name, "forward") for name in OWN},
+        "ratio_to_backbone": {name: ratio(results, name, "backbone") for name in OWN},
         "config": environment(model)
         | {"repeats": arguments.repeats, "passages": len(texts), "tokens": sum(len(row) for row in rows)}
         | {"clock": "cpu" if arguments.cpu_time else "wall"},
@@ -75,6 +77,7 @@ def measure(
         "backbone": lambda _: timed(lambda: forward(model, rows, logits=False), clock),
         "add": lambda _: add(model, texts, clock, on_disk=True),
         "add in RAM": lambda _: add(model, texts, clock, on_disk=False),
+        "fuse": lambda _: fuse(model, texts, clock),
     }
     side_by_side(arms, 1)
     return side_by_side(arms, repeats)
@@ -101,6 +104,13 @@ def add(model: LoadedModel, texts: Sequence[str], clock: Callable[[], float], *,
         # The left context is read once a process, not once a memory.
         engine.add("warm up")
         return timed(lambda: engine.add(texts), clock)
+
+
+def fuse(model: LoadedModel, texts: Sequence[str], clock: Callable[[], float]) -> float:
+    """Seconds of one `NNM.fuse` over what was just added."""
+    with NNM.open(model) as engine:
+        engine.add(texts)
+        return timed(engine.fuse, clock)
 
 
 def table(report: Mapping[str, Any]) -> Table:

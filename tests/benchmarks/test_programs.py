@@ -36,7 +36,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["--lengths", "40", "80", "--codecs", "int8"],
             {"read", "injected", "injected again", "ram", "int8"},
         ),
-        ("ingest.py", ["--passages", "4", "--tokens", "40"], {"forward", "backbone", "add", "add in RAM"}),
+        ("ingest.py", ["--passages", "4", "--tokens", "40"], {"forward", "backbone", "add", "add in RAM", "fuse"}),
     ],
 )
 def test_a_benchmark_writes_arms_config_and_plot(
