@@ -175,7 +175,7 @@ class Bench:
             "data": sorted(name for name in ("squad", "scifact", "locomo") if name in self.places),
             "quick": self.options.quick,
             "jobs": self.options.jobs,
-            "whole": self.done >= self.results.keys(),
+            "whole": self.done >= self.results.keys() and all(r["status"] == "ok" for r in self.results.values()),
             "seconds": round(time.perf_counter() - self.started, 1),
         }
 
