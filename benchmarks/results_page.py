@@ -155,10 +155,16 @@ def rendered(name: str, result: Mapping[str, Any]) -> list[str]:
 
 
 def for_readme(document: Mapping[str, Any]) -> str:
-    """What the section "Does it pay?" of the README says; empty if that was not measured."""
-    found = document["programs"].get("equal_budget", {}).get("result")
-    rows = [row for row in (found or {}).get("same_time", []) if (row["arm"], row["rag_passages"]) == ("exact", 1)]
-    if not found or not rows:
+    """What the section "Does it pay?" of the README says; parts that were not measured are left out."""
+    results = {name: record.get("result") or {} for name, record in document["programs"].items()}
+    said = (_said_of_budget(results.get("equal_budget", {})), _said_of_answers(results.get("gate_qa", {})),
+            _said_of_first_token(results.get("ttft", {})))  # fmt: skip
+    return " ".join(sentence for sentence in said if sentence)
+
+
+def _said_of_budget(found: Record) -> str:
+    rows = [row for row in found.get("same_time", []) if (row["arm"], row["rag_passages"]) == ("exact", 1)]
+    if not rows:
         return ""
     config, arms, row = found["config"], found["arms"], rows[0]
     more, one, text = arms["exact"][str(row["passages"])], arms["exact"]["1"], arms["rag"]["1"]
@@ -169,6 +175,23 @@ def for_readme(document: Mapping[str, Any]) -> str:
         f"{config['model']}), NNM at its second use answers from {row['passages']} passages in {first:.2f} s to the "
         f"first token, classic RAG with MiniLM from one in {theirs:.2f} s; EM is {right} against {read} (p "
         f"{p_value(row['p_holm'])}). With one passage each it is {single} against {read}."
+    )
+
+
+def _said_of_answers(found: Record) -> str:
+    pairs = [pair for pair in found.get("comparisons", []) if pair["theirs"] == "oracle rag same order"]
+    return "".join(
+        f"The same passages injected or read give the same answers: {pair['identical']} of {pair['count']} questions, "
+        "token for token."
+        for pair in pairs[:1]
+    )
+
+
+def _said_of_first_token(found: Record) -> str:
+    ratios = found.get("ratio", {}).get("injected", {})
+    longest = max(ratios, key=int, default="")
+    return longest and (
+        f"At {int(longest):,} tokens the first token comes {ratios[longest]:.0f} times sooner than by reading."
     )
 
 

@@ -61,6 +61,27 @@ def test_the_fast_policy_injects_at_once_and_says_composed(nnm: NNM) -> None:
     assert answer.raw["nnm"]["tier"] == "composed"
 
 
+def test_the_composer_is_that_of_the_field_or_of_the_call(nnm: NNM) -> None:
+    ids = list(TEXTS)
+    moved = NNMLLM(nnm, max_tokens=2, policy="fast", composer="concatenate")
+    asked = [ChatMessage(role=MessageRole.USER, content="Who leads?")]
+    assert moved.chat(asked, memories=ids).raw["nnm"]["tokens_recomputed"] == 0
+    assert moved.chat(asked, memories=ids, composer="link").raw["nnm"]["tokens_recomputed"] > 0
+    with pytest.raises(InvalidInputError, match="composer"):
+        moved.chat(asked, memories=ids, composer="no such")
+
+
+def test_the_canonical_order_is_that_of_the_ids(nnm: NNM) -> None:
+    ids = sorted(TEXTS, reverse=True)
+    asked = [ChatMessage(role=MessageRole.USER, content="Who leads?")]
+    given = NNMLLM(nnm, max_tokens=2).chat(asked, memories=ids)
+    sorted_ = NNMLLM(nnm, max_tokens=2, order="canonical").chat(asked, memories=ids)
+    assert list(given.raw["nnm"]["memories"]) == ids
+    assert list(sorted_.raw["nnm"]["memories"]) == sorted(ids)
+    with pytest.raises(ValueError, match="order"):
+        NNMLLM(nnm, order="alphabetical")
+
+
 def test_another_scope_sees_no_lease(nnm: NNM, llm: NNMLLM) -> None:
     nnm.search("Falcon", k=1, scope="mine")
     assert llm.chat(PROMPT).raw["nnm"]["memories"] == {}

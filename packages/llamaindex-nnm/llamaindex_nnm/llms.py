@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 dispatcher = get_dispatcher(__name__)
 
 Cumulative = tuple[str, Chunk]
-_OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "policy", "mode", "scope", "strict")
+_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed")
+_OPTIONS = (*_SAMPLING, "policy", "composer", "order", "mode", "scope", "strict")
 _PER_CALL = ("memories", "references", "overflow")
 # Offered by callers that treat every LLM alike; they mean nothing here.
 _IGNORED = ("formatted", "stream")
@@ -67,9 +68,15 @@ class NNMLLM(EngineOwner, LLM):
         default="auto",
         description="exact and auto give the answers of reading; fast also composes states, which is approximate.",
     )
+    composer: str | None = Field(
+        default=None, description="How they are placed side by side; None: as the engine does."
+    )
+    order: Literal["ranked", "canonical"] = Field(
+        default="ranked",
+        description="canonical sorts memories given by reference by id, so that more of them are found exact.",
+    )
     mode: Literal["inject", "read", "bare"] = Field(default="inject", description="read is the control: same tokens.")
     scope: str = Field(default="", description="Conversation or request whose recalled memories may be injected.")
-
     strict: bool = Field(default=False, description="Raise where a recalled memory would be lost or read for good.")
 
     _engine: EngineHandle = PrivateAttr()

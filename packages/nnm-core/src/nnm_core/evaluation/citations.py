@@ -174,18 +174,24 @@ def auc(positive: Floats, negative: Floats) -> float:
     """
     if not len(positive) or not len(negative):
         raise InvalidInputError("The area under a ROC curve needs values of both kinds.")
-    above = (positive[:, None] > negative[None, :]).mean()
-    return float(above + (positive[:, None] == negative[None, :]).mean() / 2)
+    return float(_areas(positive, negative))
 
 
 def auc_interval(positive: Floats, negative: Floats, *, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     """The area with its 95 % bootstrap interval, both kinds drawn anew."""
+    area = auc(positive, negative)
     generator = np.random.default_rng(seed)
-    areas = [
-        auc(generator.choice(positive, len(positive)), generator.choice(negative, len(negative))) for _ in range(draws)
-    ]
-    low, high = np.quantile(areas, [0.025, 0.975])
-    return auc(positive, negative), float(low), float(high)
+    drawn = [generator.choice(values, (draws, len(values))) for values in (positive, negative)]
+    low, high = np.quantile(_areas(*drawn), [0.025, 0.975])
+    return area, float(low), float(high)
+
+
+def _areas(positive: Floats, negative: Floats) -> Floats:
+    """The areas of each row: Mann and Whitney's U over the number of pairs."""
+    from scipy.stats import mannwhitneyu
+
+    found: Floats = mannwhitneyu(positive, negative, axis=-1, method="asymptotic").statistic
+    return found / (positive.shape[-1] * negative.shape[-1])
 
 
 def abstain_figures(found: Mapping[str, Sequence[Found]]) -> dict[str, dict[str, tuple[float, float, float]]]:
