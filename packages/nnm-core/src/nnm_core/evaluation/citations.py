@@ -190,8 +190,9 @@ def _areas(positive: Floats, negative: Floats) -> Floats:
     """The areas of each row: Mann and Whitney's U over the number of pairs."""
     from scipy.stats import mannwhitneyu
 
-    found: Floats = mannwhitneyu(positive, negative, axis=-1, method="asymptotic").statistic
-    return found / (positive.shape[-1] * negative.shape[-1])
+    above = mannwhitneyu(positive, negative, axis=-1, method="asymptotic").statistic
+    areas: Floats = above / (positive.shape[-1] * negative.shape[-1])
+    return areas
 
 
 def abstain_figures(found: Mapping[str, Sequence[Found]]) -> dict[str, dict[str, tuple[float, float, float]]]:
