@@ -139,7 +139,9 @@ def _elsewhere(path: Path) -> str:
     command = config.get("command", "")
     made = f"`{command}`: " if command else ""
     title = f"{TITLES.get(name, name)}{f' ({note})' if note else ''}"
-    facts = [str(where), str(config.get("device", "")), str(config.get("model", "")), str(config.get("date", ""))]
+    versions = {"Python": config.get("python", ""), **config.get("versions", {})}
+    facts = [str(where), *(str(config.get(key, "")) for key in ("device", "model", "date"))]
+    facts += [f"{package} {version}" for package, version in versions.items() if version]
     return "\n\n".join(
         [f"### {title}", made + ", ".join(dict.fromkeys(f for f in facts if f)), *rendered(name, result)]
     )

@@ -63,8 +63,9 @@ def choices(result: Result) -> list[str]:
             )
         if "judged" in config:
             judged = config["judged"]
+            heads = f"{len(judged['heads'])} head{'s' * (len(judged['heads']) != 1)}"
             lines.append(
-                f"{name}: {_weights(judged['weights'])}, {len(judged['heads'])} heads, depth {judged['depth']} on "
+                f"{name}: {_weights(judged['weights'])}, {heads}, depth {judged['depth']} on "
                 f"{judged['queries']} queries of {judged['data'].split('[')[0]} ({judged['baseline']:.4f} to "
                 f"{judged['score']:.4f} on them)."
             )

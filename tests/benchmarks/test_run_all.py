@@ -159,6 +159,7 @@ def test_results_of_other_machines_stand_on_the_page_with_their_machine(bench: A
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     other = {"arms": {"read": {"seconds": {"median": 0.25}}}, "config": {"machine": "A big one", "command": "do it"}}
+    other["config"] |= {"device": "cuda:0", "python": "3.12.3", "versions": {"torch": "2.11.0"}}
     (elsewhere / "ttft_gpu.7b.json").write_text(json.dumps(other))
     config = {**bench.machine(), "model": "m", "weights": "w", "data": ["squad"], "quick": False, "jobs": 2}
     config |= {"whole": False, "seconds": 1.0}
@@ -168,7 +169,7 @@ def test_results_of_other_machines_stand_on_the_page_with_their_machine(bench: A
     write_page(tmp_path / "results.json", tmp_path / "results.md", elsewhere=elsewhere)
     page = (tmp_path / "results.md").read_text()
     assert "A big one" in page
-    assert "`do it`" in page
+    assert "`do it`: A big one, cuda:0, Python 3.12.3, torch 2.11.0\n" in page
     assert "250 ms" in page
     assert page.rstrip().endswith("This.")
 
