@@ -125,6 +125,18 @@ def test_tuning_teaches_to_ask_and_examples_decline_what_is_absent(writer: Forei
     assert writer.foreign.score(prompts, answers, 1)[0][1] > before + 1.0
 
 
+def test_samples_that_are_left_out_are_counted_by_why(writer: ForeignWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One question for each answer of a passage; a second one is repeated, what cannot be read is malformed."""
+    said = ["Warsaw\nQuestion: Where was Curie born?", "Warsaw\nQuestion: What is her town?", "old", "old"]
+    said += ["Paris\nQuestion: What is Paris?", "the capital\nQuestion: What is Paris to France?"]
+    monkeypatch.setattr(writer.decoder, "sample", lambda *_: writer.ids(said))
+    assert writer.candidates(PASSAGES) == [
+        (0, "Where was Curie born?", "Warsaw"),
+        (2, "What is Paris to France?", "the capital"),
+    ]
+    assert writer.counts == {"sampled": 6, "malformed": 3, "repeated": 1, "answered back": 0, "declined": 0}
+
+
 def test_opposite_changes_one_word() -> None:
     """An opposite word, or a `not`, or nothing where neither fits."""
     rng = Random(0)

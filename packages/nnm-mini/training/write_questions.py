@@ -85,7 +85,7 @@ class Writer:
         self.decoder, self.tokenizer, self.settings = decoder, tokenizer, settings
         self.newline = self.ids(["\n"])[0][-1]
         self.builder = Builder(Random(settings.get("seed", 0)))  # training data, no secret
-        self.counts = {"sampled": 0, "well formed": 0, "answered back": 0, "declined": 0}
+        self.counts = {"sampled": 0, "malformed": 0, "repeated": 0, "answered back": 0, "declined": 0}
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """Token ids without added tokens."""
@@ -125,7 +125,7 @@ class Writer:
         return self.decoder.score(prompts, answers, self.settings["passages_per_batch"])
 
     def candidates(self, passages: list[str]) -> list[Candidate]:
-        """Well-formed samples, without repetitions."""
+        """Well-formed samples, one for each answer of a passage."""
         settings = self.settings
         prompts = self.writing_ids(passages)
         size, longest = settings["passages_per_batch"], settings["longest_passage"]
@@ -144,10 +144,13 @@ class Writer:
         for number, text in enumerate(texts):
             index = usable[number // settings["samples"]]
             parsed = parse(passages[index], text)
-            if parsed:
-                found.setdefault((index, parsed[1]), parsed[0])
+            if parsed is None:
+                self.counts["malformed"] += 1
+            elif (index, parsed[1]) in found:
+                self.counts["repeated"] += 1
+            else:
+                found[index, parsed[1]] = parsed[0]
         self.counts["sampled"] += len(texts)
-        self.counts["well formed"] += len(found)
         return [(index, question, answer) for (index, answer), question in found.items()]
 
     def pairs(self, passages: list[str]) -> list[list[tuple[str, str]]]:

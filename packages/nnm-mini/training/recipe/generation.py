@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -149,15 +150,24 @@ def _left_padded(sequences: list[list[int]], device: torch.device) -> tuple[Tens
 def perplexity(
     model: Any, tokenizer: Any, texts: Sequence[str], length: int = 1024, batch: int = 8
 ) -> dict[str, float]:
-    """Perplexity a token over windows of `length` tokens, each within one document that starts with <|endoftext|>."""
+    """Perplexity a token over windows of `length` tokens, each within one document that starts with <|endoftext|>.
+
+    `bits_per_character` is the same loss over the characters of the windows: it compares models with different
+    tokenizers.
+    """
     windows: list[list[int]] = []
     for text in texts:
         ids = [0, *tokenizer(text, add_special_tokens=False)["input_ids"]]
         windows += [ids[at : at + length + 1] for at in range(0, len(ids) - length, length)]
-    total = 0.0
+    total, characters = 0.0, 0
     for start in range(0, len(windows), batch):
         rows = torch.tensor(windows[start : start + batch], device=model.device)
         logits = model(input_ids=rows[:, :-1]).logits.float()
         total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="sum"))
+        characters += sum(map(len, tokenizer.batch_decode(rows[:, 1:].tolist(), clean_up_tokenization_spaces=False)))
     tokens = len(windows) * length
-    return {"perplexity": round(float(torch.tensor(total / max(1, tokens)).exp()), 3), "tokens": tokens}
+    return {
+        "perplexity": round(math.exp(total / max(1, tokens)), 3),
+        "bits_per_character": round(total / math.log(2) / max(1, characters), 4),
+        "tokens": tokens,
+    }
