@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,25 @@ def test_the_lower_part_of_the_residual_codec_is_exact_and_the_upper_comes_from_
     changed = back(model, codec, state, tensors, tmp_path)
     assert torch.equal(changed.layers[1][0], decoded.layers[1][0])
     assert not torch.allclose(changed.layers[2][0], decoded.layers[2][0], atol=1e-2)
+
+
+def test_the_residual_stream_is_decoded_on_the_readers_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From wherever its parts lie: tensors of another device can only be added to each other there."""
+    model, codec = loaded("qwen3"), make_codec("residual-int8:layer=2")
+    state, tensors = stored(model, codec)
+    elsewhere = replace(model, device=torch.device("meta"))
+    devices = []
+
+    def read_above(model: LoadedModel, ids: object, delta: torch.Tensor, **_: object) -> State:
+        devices.append(delta.device.type)
+        return state
+
+    monkeypatch.setattr("nnm_core.states.codecs.residual.read_above", read_above)
+    left = left_of(model)
+    for name in ("delta.q", "delta.scale", "delta.zero"):
+        mixed = tensors | {name: tensors[name].to("meta")}
+        assert codec.decode(mixed, manifest_of(state, codec, "print"), Reader(elsewhere, lambda: left)) is not None
+    assert devices == ["meta"] * 3
 
 
 @pytest.mark.parametrize("spec", ["residual-int8", "tokens"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -26,11 +27,14 @@ from nnm_core.injection.generate import DecodeSettings, decode
 from nnm_core.injection.plan import Plan, make_plan
 from nnm_core.injection.prefill import forward, prefill
 from nnm_core.injection.score import log_probabilities
+from nnm_core.injection.static import StaticForward
 from nnm_core.model.load import LoadedModel, wrap_model
 from nnm_core.model.prompt import Segment, question_prompt
 from nnm_core.records import Memory
+from nnm_core.states.cache import PlacedCache
 from nnm_core.states.capture import capture, place
 from nnm_core.states.state import State
+from nnm_core.states.transfer import HostState
 
 ROTARY = [name for name, (_, _, family) in FAMILIES.items() if family == "rotary"]
 REPAIRS = [name for name in names() if isinstance(composer(name), Repair)]
@@ -383,6 +387,58 @@ def test_decoding_goes_on_with_the_same_look() -> None:
     other = [step.token_id for step in decode(model, made.cache, made.logits, DecodeSettings(max_tokens=6))]
     assert tokens[0] == other[0]
     assert tokens != other
+
+
+# --- as on an accelerator ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on states are rotated on their way into a cache, which lies in lent buffers, as on a GPU."""
+
+    def lent(model: LoadedModel, capacity: int) -> PlacedCache:
+        cache = StaticForward(model, graphs=False).lend(capacity)
+        return PlacedCache(model.layers, capacity=capacity) if cache is None else cache
+
+    def begin() -> None:
+        monkeypatch.setattr("nnm_core.states.capture.comes_late", lambda model: True)
+        for user in ("prefill", "compose.board"):
+            monkeypatch.setattr(f"nnm_core.injection.{user}.new_cache", lent)
+
+    return begin
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt-neox", "gemma3"])
+@pytest.mark.parametrize("name", names())
+def test_states_that_come_late_are_composed_alike(family: str, name: str, late: Callable[[], None]) -> None:
+    model = loaded(family)
+    expected = composer(name).prefill(work_for(model))
+    late()
+    work = work_for(model)
+    assert all(isinstance(step.state, HostState) for step in work.plan.steps[:-1])
+    found = composer(name).prefill(work)
+    assert found.recomputed == expected.recomputed
+    assert distance(found.logits, expected.logits) <= 1e-4
+    settings = DecodeSettings(max_tokens=4)
+    tokens = [[step.token_id for step in decode(model, m.cache, m.logits, settings)] for m in (found, expected)]
+    assert tokens[0] == tokens[1]
+
+
+def test_a_state_that_comes_late_may_stand_behind_left_out_tokens(late: Callable[[], None]) -> None:
+    """Its place in the buffers is then not its position."""
+    model = loaded("llama")
+    first, second = (states(model)[memory.ids] for memory in MEMORIES[:2])
+    kept = first.only(torch.arange(0, len(first.token_ids), 2))
+    logits = []
+    for begin in (lambda: None, late):
+        begin()
+        cache = PlacedCache(model.layers)
+        for state, start in ((kept, 0), (second, len(first.token_ids))):
+            place(model, state, start).copy_into(cache)
+        assert cache.length == len(kept.layers[0][0][0]) + len(second.token_ids)
+        with torch.inference_mode():
+            logits.append(forward(model, cache, list(QUESTION.ids)))
+    assert distance(*logits) <= 1e-5
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------

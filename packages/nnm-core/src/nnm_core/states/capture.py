@@ -64,13 +64,18 @@ def place(model: LoadedModel, state: State, start: int) -> PlacedState:
         PositionError: if the model's position family does not allow that place.
     """
     model.positions.check_move(state.start, start, len(state.token_ids))
-    if model.device.type == "cuda" and uniform(state) and state.kept is None:
+    if comes_late(model) and uniform(state) and state.kept is None:
         return HostState(model, state, start)
     layers = [(key.to(model.device), value.to(model.device)) for key, value in state.layers]
     keys = model.positions.place([key for key, _ in layers], start, state.kept)
     placed = tuple(zip(keys, (value for _, value in layers), strict=True))
     skipped = 0 if state.kept is None else len(state.token_ids) - len(state.kept)
     return PlacedState(state.chain, len(state.token_ids), placed, state.origin, skipped)
+
+
+def comes_late(model: LoadedModel) -> bool:
+    """Whether states are rotated on the way into a cache, on the device, and not when they are placed."""
+    return model.device.type == "cuda"
 
 
 def _fill(cache: RecordingCache, left: PlacedState, *, rows: int) -> None:

@@ -68,22 +68,23 @@ class HostState(PlacedState):
         return self.state.nbytes
 
     def copy_into(self, cache: PlacedCache) -> None:
-        """Bring the state behind what `cache` holds. On an accelerator this only enqueues the work."""
-        start = cache.length
-        if start != self.start:
-            raise ValueError(f"a state placed at {self.start} cannot stand at {start}")
+        """Bring the state behind what `cache` holds. On an accelerator this only enqueues the work.
+
+        Keys are rotated to `start`, wherever in the buffers they come to lie: memories may share their positions.
+        """
+        at = cache.length
         if "layers" in self.__dict__:  # somebody has asked for them
             super().copy_into(cache)
             return
-        turn = Turn(self._model.positions, start, self.length)
+        turn = Turn(self._model.positions, self.start, self.length)
         source = packed_of(self.state)
         with staging_of(self._model).use(cache) as staging:
             for first, part in staging.bring(source, self._model.device):
                 with staging.placing(part):
                     keys, values = source.unpack(part, self.length)
-                    cache.write(first, turn(first, keys), values, start)
+                    cache.write(first, turn(first, keys), values, at)
                     staging.mark(cache, first, len(keys))
-        cache.advance(start + self.length)
+        cache.advance(at + self.length)
 
 
 @dataclass(frozen=True)
