@@ -12,7 +12,8 @@ page cache    its state is a file that the system still holds in memory and that
 disk          the same file, thrown out of the page cache
 first use     the same file, thrown out of the page cache and never verified: its checksum is compared, too
 plain         like `ram`, with the question read kernel by kernel from Python: what CUDA graphs are worth
-int8, int4    like `ram`, in that codec; it is decoded on the GPU; ``int8 file`` is in the page cache
+int8, int4    like `ram`, in that codec; it is decoded on the GPU; ``int8 file`` is in the page cache, ``int8 disk`` is
+              thrown out of it before each turn
 
 Loading is part of every figure: finding the state in its store, decoding, copying, rotating, reading the question,
 and fetching the first token. The floor is what no program can beat here: the larger of the state's bytes over the
@@ -38,6 +39,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -301,9 +303,9 @@ class Subject:
             raise RuntimeError("the memory would be read")
         return plan
 
-    def evict(self) -> None:
-        """Throw the files out of the page cache."""
-        for path in self.files.rglob("*.safetensors"):
+    def evict(self, codec: str) -> None:
+        """Throw a codec's file out of the page cache, and no other."""
+        for path in self.files.rglob(f"{codec}.safetensors"):
             evict(path)
 
     def close(self) -> None:
@@ -337,24 +339,35 @@ def plainly(model: LoadedModel) -> LoadedModel:
     return replace(model, workspace={**model.workspace, "static": static})
 
 
+# (the model that answers, the plan, which codec's file is thrown out of the page cache before)
+Way = tuple[LoadedModel, Callable[[], Plan], str]
+
+
+def _arms(subject: Subject, plain: LoadedModel) -> dict[str, Way]:
+    model = subject.model
+    arms: dict[str, Way] = {
+        "read": (model, subject.read, ""),
+        "gpu": (model, subject.held, ""),
+        "ram": (model, lambda: subject.stored("ram"), ""),
+        "page cache": (model, lambda: subject.stored("disk"), ""),
+        "disk": (model, lambda: subject.stored("disk"), "native"),
+        "first use": (model, subject.first_use, "native"),
+        "plain": (plain, lambda: subject.stored("ram"), ""),
+    }
+    for codec in subject.more_codecs:
+        arms[codec] = (model, partial(subject.stored, "ram", codec), "")
+        arms[f"{codec} file"] = (model, partial(subject.stored, "disk", codec), "")
+        arms[f"{codec} disk"] = (model, partial(subject.stored, "disk", codec), codec)
+    if "disk" in subject.stores:
+        return arms
+    return {name: arm for name, arm in arms.items() if not name.endswith(("disk", "file", "cache", "first use"))}
+
+
 def measure(subject: Subject, repeats: int, machine: Mapping[str, Any], report: dict[str, Any]) -> None:
     """All arms for one length, in turns."""
     model = subject.model
     plain = plainly(model) if model.device.type == "cuda" else model
-    arms: dict[str, tuple[LoadedModel, Callable[[], Plan], bool]] = {
-        "read": (model, subject.read, False),
-        "gpu": (model, subject.held, False),
-        "ram": (model, lambda: subject.stored("ram"), False),
-        "page cache": (model, lambda: subject.stored("disk"), False),
-        "disk": (model, lambda: subject.stored("disk"), True),
-        "first use": (model, subject.first_use, True),
-        "plain": (plain, lambda: subject.stored("ram"), False),
-    }
-    for codec in subject.more_codecs:
-        arms[codec] = (model, lambda codec=codec: subject.stored("ram", codec), False)  # type: ignore[misc]  # default
-        arms[f"{codec} file"] = (model, lambda codec=codec: subject.stored("disk", codec), False)  # type: ignore[misc]
-    if "disk" not in subject.stores:
-        arms = {name: arm for name, arm in arms.items() if not name.endswith(("disk", "file", "cache", "first use"))}
+    arms = _arms(subject, plain)
     length = str(subject.length)
     cold: dict[str, float] = {}
     for name, (with_model, plan, _) in list(arms.items()):  # capture, pinned buffers, autotuning: not in the figures
@@ -366,9 +379,9 @@ def measure(subject: Subject, repeats: int, machine: Mapping[str, Any], report: 
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(repeats):
         for name in list(arms) if turn % 2 == 0 else reversed(list(arms)):
-            with_model, plan, from_disk = arms[name]
-            if from_disk:
-                subject.evict()
+            with_model, plan, evicted = arms[name]
+            if evicted:
+                subject.evict(evicted)
             seconds[name].append(answer(with_model, plan)[0])
     for name, values in seconds.items():
         report["arms"].setdefault(name, {})[length] = values

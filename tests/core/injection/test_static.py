@@ -23,7 +23,7 @@ from nnm_core.states.capture import EMPTY, capture, place
 from nnm_core.states.codecs import Codec, Reader, make_codec, manifest_of
 from nnm_core.states.packed import PackedState
 from nnm_core.states.state import State
-from nnm_core.states.transfer import HostState, host_block, uniform
+from nnm_core.states.transfer import HostState, _group_bytes, host_block, uniform
 
 LEFT, MEMORY, QUESTION = (random_ids(n, seed=n) for n in (10, 40, 9))
 PROMPT = [*LEFT, *MEMORY, *QUESTION]
@@ -244,3 +244,23 @@ def test_a_norm_is_fused_only_if_it_is_the_same() -> None:
     before = norm.forward
     with fused_norms(loaded("llama").hf):
         assert norm.forward == before  # not on a GPU
+
+
+def test_states_at_the_same_positions_stand_one_behind_the_other() -> None:
+    """As memories do that a composer places side by side."""
+    model = loaded("llama")
+    left, memory = states_of(model)
+    expected, found = PlacedCache(model.layers), PlacedCache(model.layers)
+    for state, start in ((left, 0), (memory, 30), (memory.head(33), 30)):
+        load(expected, place(model, state, start))
+        load(found, HostState(model, state, start))
+    assert found.length == expected.length == len(LEFT) + len(MEMORY) + 33
+    for one, other in zip(found.placed, expected.placed, strict=True):
+        torch.testing.assert_close(one.view(), other.view(), rtol=0, atol=0)
+
+
+def test_from_pinned_memory_come_few_groups_and_from_files_small_ones() -> None:
+    mib = 2**20
+    sizes = (10 * mib, 400 * mib, 2000 * mib)
+    assert [_group_bytes(size, pinned=True) for size in sizes] == [64 * mib, 100 * mib, 128 * mib]
+    assert [_group_bytes(size, pinned=False) for size in sizes] == [32 * mib] * 3

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def chain(left: str, token_ids: Sequence[int]) -> str:
     Segments are hashed as they are cut, so the same tokens cut differently have different names: a miss, never a
     wrong state.
     """
-    return hashlib.sha256(left.encode() + b"|" + np.asarray(token_ids, dtype="<i8").tobytes()).hexdigest()
+    return hashlib.sha256(left.encode() + b"|" + struct.pack(f"<{len(token_ids)}q", *token_ids)).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,12 @@ from nnm_core.states.cache import PlacedCache
 from nnm_core.states.packed import Packed, PackedState
 from nnm_core.states.state import LayerStates, PlacedState, State
 
-# Copies of this size use the whole bus; larger ones only delay the first layer.
-GROUP_BYTES = 32 * 2**20
+# Each group costs some tenths of a millisecond of Python, and the question can begin only when all groups have been
+# enqueued: from pinned memory few and large ones are brought. What goes through the pinned buffers waits for these to
+# be filled: with small groups the bus has work sooner.
+_STAGED_BYTES = 32 * 2**20
+_PINNED_BYTES = (64 * 2**20, 128 * 2**20)
+_PINNED_GROUPS = 4
 _ALIGN = 64
 
 
@@ -176,8 +180,9 @@ class Staging:
     def bring(self, source: Packed, device: torch.device) -> Iterator[tuple[int, Sequence[Tensor]]]:
         """Groups of layers on `device`: index of the first, and what they are made of."""
         count = source.layers
-        size = max(1, GROUP_BYTES * count // max(source.nbytes, 1))
-        if source.part(0, 1)[0].device == device:  # nothing has to cross the bus
+        one = source.part(0, 1)[0]
+        size = max(1, _group_bytes(source.nbytes, pinned=one.is_pinned()) * count // max(source.nbytes, 1))
+        if one.device == device:  # nothing has to cross the bus
             size = count
         for turn, first in enumerate(range(0, count, size)):
             yield first, self._to(device, source.part(first, first + size), turn)
@@ -204,6 +209,12 @@ class Staging:
                 event.synchronize()
             self._pinned = [torch.empty(nbytes, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
             self._free = [torch.cuda.Event() for _ in range(2)]
+
+
+def _group_bytes(nbytes: int, *, pinned: bool) -> int:
+    """How much of a state of `nbytes` to copy at a time."""
+    least, most = _PINNED_BYTES
+    return min(max(nbytes // _PINNED_GROUPS, least), most) if pinned else _STAGED_BYTES
 
 
 def _views(storage: Tensor, part: Sequence[Tensor], ends: Sequence[int]) -> list[Tensor]:
