@@ -313,6 +313,7 @@ def arm_report(
     if codec is not None:
         report["bytes_per_token"] = codec.bytes_per_token(experiment.model, tokens)
         report["lossless"] = codec.lossless
+    if codec is not None and arm.em:
         report["error"] = dict(zip(("key", "value"), experiment.errors[name], strict=True))
     if arm.em:
         report |= {"em": bootstrap(arm.em), "f1": bootstrap(arm.f1)}
@@ -350,7 +351,7 @@ def _size(row: Mapping[str, Any]) -> Iterator[str]:
         yield from ("", "")
         return
     yield f"{row['bytes_per_token']:,.0f}"
-    yield " / ".join(f"{value:.4f}" for value in row["error"].values())
+    yield " / ".join(f"{value:.4f}" for value in row.get("error", {}).values())
 
 
 def _times(row: Mapping[str, Any]) -> Iterator[str]:

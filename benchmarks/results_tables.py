@@ -111,21 +111,25 @@ def _lengths(by_name: Mapping[str, int | None]) -> str:
 def ttft_gpu(result: Result) -> list[str]:
     """Milliseconds of every way, beside the floor; and what decoding takes."""
     arms, ratios, floors = result["arms"], result["ratio"], result["floor"]
+    lengths = sorted(floors, key=int)
     rows = []
     for name, arm in arms.items():
         cells = []
-        for length in floors:
+        for length in lengths:
             seconds = arm["seconds_to_first_token"].get(length)
             faster = f" ({ratios[name][length]:.1f} x)" if seconds is not None and name != "read" else ""
             cells.append("-" if seconds is None else f"{1000 * seconds:.1f}{faster}")
         rows.append([name, *cells])
-    rows.append(["floor", *(f"{1000 * max(row['bus'], row['weights']):.1f}" for row in floors.values())])
-    decoding = ", ".join(f"{row['ratio']:.3f} at {int(n):,}" for n, row in result["decode"].items())
+    rows.append(
+        ["floor", *(f"{1000 * max(row['bus'], row['weights']):.1f}" for row in map(floors.__getitem__, lengths))]
+    )
+    decoded = sorted(result["decode"].items(), key=lambda found: int(found[0]))
+    decoding = ", ".join(f"{row['ratio']:.3f} at {int(n):,}" for n, row in decoded)
     return [
         "Milliseconds to the first token by tokens of the memory; the question has "
         f"{result['config']['suffix']} tokens. The floor is the larger of the state's bytes over the measured bus and "
         "the weights' bytes over the measured memory bandwidth.",
-        table(["way", *(f"{int(length):,}" for length in floors)], rows),
+        table(["way", *(f"{int(length):,}" for length in lengths)], rows),
         f"A token decoded after injecting, over one decoded after reading: {decoding}. "
         f"Graphs: {result['config']['graphs']}.",
     ]
@@ -285,7 +289,11 @@ def composition(result: Result) -> list[str]:
 
 def codecs(result: Result) -> list[str]:
     """What each codec costs in quality, bytes and time."""
-    return [questions(result, ("tokens", "max_tokens", "repeats")), table(*codec_rows(result))]
+    config = result["config"]
+    asked = questions(result, ("tokens", "max_tokens", "repeats"))
+    if not config["questions"]:
+        asked = f"Bytes and times only, {config['dtype']}; memories of {config['tokens']:,} tokens."
+    return [asked, table(*codec_rows(result))]
 
 
 def retrieval(result: Result) -> list[str]:
