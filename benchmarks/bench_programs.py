@@ -81,8 +81,8 @@ def _timed(squad: bool, quick: bool) -> list[Program]:
         Program(
             "ingest", "What ingest costs",
             ("python", "benchmarks/ingest.py",
-             *_n(quick, "--passages 16 --repeats 3", "--passages 4 --tokens 60 --repeats 1")),
-            120, alone=True, plot=True,
+             *_n(quick, "--passages 12 --repeats 2", "--passages 4 --tokens 60 --repeats 1")),
+            200, alone=True, plot=True,
         ),
         Program(
             "langchain_overhead", "What LangChain adds",
