@@ -47,6 +47,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from nnm_core.injection.costs import evict
 from nnm_core.injection.plan import Plan, make_plan, read_plan
 from nnm_core.injection.prefill import forward, prefill
 from nnm_core.injection.static import static_forward
@@ -212,16 +213,6 @@ def disk_speed(folder: Path, nbytes: int = 2**30, threads: int = 16) -> float:
     finally:
         os.close(descriptor)
         path.unlink()
-
-
-def evict(path: Path) -> None:
-    """Throw a file out of the page cache."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
 
 
 def timed(model: LoadedModel, work: Callable[[], Any], repeats: int) -> float:

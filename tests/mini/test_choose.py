@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from calibrate import Case, Look
-from choose import best_shift, mean, score, shifted
+from average import mean
+from calibrate import Case, Look, shifted
+from choose import best_shift, score
 
 
 def looks(margins: list[float], said: list[str]) -> list[Look]:

@@ -45,6 +45,17 @@ def answer_start(folder: Path, data: Path, count: int = 48) -> torch.Tensor:
     return torch.stack(states).mean(0)
 
 
+def mean(weights: dict[str, Weights], recipe: dict[str, float]) -> Weights:
+    """The weighted sum of some parts."""
+    first = weights[next(iter(recipe))]
+    return {
+        key: np.sum(
+            [np.float32(share) * weights[name][key] for name, share in recipe.items()], axis=0, dtype=np.float32
+        )
+        for key in first
+    }
+
+
 def write(weights: Weights, source: Path, tokenizer: Path, out: Path) -> str:
     """Store weights with the config files of `source` and the tokenizer."""
     configs = {name: (source / name).read_bytes() for name in ("config.json", "generation_config.json")}
@@ -67,12 +78,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("parts", nargs="+", metavar="STORED=WEIGHT")
     args = parser.parse_args()
-    total: Weights = {}
-    source = Path(args.parts[0].rpartition("=")[0])
-    for part in args.parts:
-        folder, _, share = part.rpartition("=")
-        for name, value in load_stored(Path(folder)).items():
-            total[name] = (total.get(name, np.zeros_like(value)) + np.float32(share) * value).astype(np.float32)
+    given = [part.rpartition("=") for part in args.parts]
+    source = Path(given[0][0])
+    parts = {str(number): load_stored(Path(folder)) for number, (folder, _, _) in enumerate(given)}
+    total = mean(parts, {str(number): float(share) for number, (_, _, share) in enumerate(given)})
     checksum = write(total, source, args.tokenizer, args.out)
     if args.decline_shift and args.data:
         from tokenizers import Tokenizer

@@ -23,7 +23,7 @@ from random import Random
 from typing import Any
 
 import torch
-from average import write
+from average import Weights, write
 from recipe.examples import Builder
 from recipe.layout import DONT_KNOW, chat
 from recipe.quantise import load_stored
@@ -130,6 +130,14 @@ def shares(probes: list[Look], chosen: list[Case], shift: float) -> dict[str, fl
     }
 
 
+def shifted(weights: Weights, looks: list[Look], chosen: list[Case], shift: float, row: int) -> Weights:
+    """Weights whose logit of declining is lower by about `shift` where an answer starts."""
+    states = torch.stack([state for (state, _, _), (_, answer) in zip(looks, chosen, strict=True) if answer]).mean(0)
+    table = weights["model.embed_tokens.weight"].copy()
+    table[row] -= (shift * states / states.square().sum()).numpy()
+    return {**weights, "model.embed_tokens.weight": table}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("stored", "tokenizer", "out"):
@@ -155,9 +163,7 @@ def main() -> None:
         )
         if shift is None and table["lost"] <= 100 * args.most_lost:
             shift = step * 0.5
-    mean = torch.stack([state for (state, _, _), (_, answer) in zip(probes, chosen, strict=True) if answer]).mean(0)
-    change = (shift or 0.0) * mean / mean.square().sum()
-    weights["model.embed_tokens.weight"][probe.decline] -= change.numpy()
+    weights = shifted(weights, probes, chosen, shift or 0.0, probe.decline)
     print(f"shift {shift or 0.0}, checksum {write(weights, args.stored, args.tokenizer, args.out)}")
 
 

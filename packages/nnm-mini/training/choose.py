@@ -22,10 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from average import Weights, write
-from calibrate import Case, Look, Probe, cases, shares, written_cases
+from average import Weights, mean, write
+from calibrate import Case, Look, Probe, cases, shares, shifted, written_cases
 from recipe.config import Shape, load
 from recipe.model import to_transformers, transformers_config
 from recipe.quantise import load_stored
@@ -49,17 +48,6 @@ def parts(work: Path, init: Path, wanted: set[str]) -> dict[str, Weights]:
     return out
 
 
-def mean(weights: dict[str, Weights], recipe: dict[str, float]) -> Weights:
-    """The weighted sum of some parts."""
-    first = weights[next(iter(recipe))]
-    return {
-        key: np.sum(
-            [np.float32(share) * weights[name][key] for name, share in recipe.items()], axis=0, dtype=np.float32
-        )
-        for key in first
-    }
-
-
 def score(tables: list[dict[str, float]]) -> float:
     """The mean over the sets of (2 x F1 of the answerable + rightly declined) / 3, in percent."""
     return sum(2 * table["f1"] + table["rightly_declined"] for table in tables) / (3 * len(tables))
@@ -74,14 +62,6 @@ def best_shift(sets: list[Set], most_lost: float) -> dict[str, Any]:
         if (allowed and score(tables) > found.get("score", -1.0)) or (shift == SHIFTS[-1] and not found):
             found = {"shift": shift, "score": round(score(tables), 2), "allowed": allowed, "tables": tables}
     return found
-
-
-def shifted(weights: Weights, looks: list[Look], chosen: list[Case], shift: float, row: int) -> Weights:
-    """Weights whose logit of declining is lower by about `shift` where an answer starts (`calibrate.py`)."""
-    states = torch.stack([state for (state, _, _), (_, answer) in zip(looks, chosen, strict=True) if answer]).mean(0)
-    table = weights["model.embed_tokens.weight"].copy()
-    table[row] -= (shift * states / states.square().sum()).numpy()
-    return {**weights, "model.embed_tokens.weight": table}
 
 
 def main() -> None:

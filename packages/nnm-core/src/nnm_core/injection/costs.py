@@ -253,14 +253,15 @@ class _Bench:
         seconds: dict[str, list[float]] = {name: [] for name in arms}
         for turn in range(repeats + 1):  # the first one warms up
             for name, work in arms.items():
-                took = self._timed(work, evict=name.endswith(" disk"))
+                took = self._timed(work, cold=name.endswith(" disk"))
                 if turn:
                     seconds[name].append(took)
         return {name: statistics.median(values) for name, values in seconds.items()}
 
-    def _timed(self, work: Callable[[], object], *, evict: bool) -> float:
-        if evict:
-            _evict(self.folder)
+    def _timed(self, work: Callable[[], object], *, cold: bool) -> float:
+        if cold:
+            for path in self.folder.rglob("*.safetensors"):
+                evict(path)
         started = time.perf_counter()
         work()
         if self.model.device.type == "cuda":
@@ -290,14 +291,13 @@ class _Bench:
         chosen.prefill(Composition(self.model, plan, 1, stored))
 
 
-def _evict(folder: Path) -> None:
-    """Throw the files out of the page cache where the system lets us."""
+def evict(path: Path) -> None:
+    """Throw a file out of the page cache where the system lets us."""
     if not hasattr(os, "posix_fadvise"):
         return
-    for path in folder.rglob("*.safetensors"):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fdatasync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fdatasync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)

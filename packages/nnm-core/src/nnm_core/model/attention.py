@@ -140,10 +140,9 @@ def _sparing(make: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]
 def _long_behind_little(queries: int, keys: int, kwargs: dict[str, Any]) -> bool:
     """Whether a plainly causal pass on a CPU has so many queries that those of zeros cost less than a mask."""
     before = keys - queries
-    plain = bool(kwargs.get("allow_is_causal_skip")) and kwargs.get("attention_mask") is None
-    plain = (
-        plain and kwargs.get("local_size") is None and kwargs.get("q_offset", 0) - kwargs.get("kv_offset", 0) == before
-    )
+    aligned = kwargs.get("q_offset", 0) - kwargs.get("kv_offset", 0) == before
+    unrestricted = kwargs.get("attention_mask") is None and kwargs.get("local_size") is None
+    plain = bool(kwargs.get("allow_is_causal_skip")) and unrestricted and aligned
     on_cpu = torch.device(kwargs.get("device", "cpu")).type == "cpu"
     return plain and on_cpu and queries >= _LONG and 0 < before <= queries // 2
 
