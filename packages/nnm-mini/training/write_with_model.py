@@ -11,7 +11,7 @@ on the training portions of the reading sets, to ask and to answer; then it goes
 answer], ...], "declined": [[question, its answer elsewhere], ...]}]}. It sees no other text than passages that passed
 the block list. With `--shard i/n`, process i of n takes its share of the files: the first one tunes and saves the
 writer in TUNED, the others wait for it. Several processes keep a GPU busy, since each spends much of its time on the
-CPU.
+CPU; they are dealt to all GPUs.
 """
 
 from __future__ import annotations
@@ -377,7 +377,7 @@ def tuned(args: argparse.Namespace, config: dict[str, Any], shard: int, device: 
             model.save_pretrained(temporary)
             temporary.rename(args.tuned)
     model.eval()
-    if device == "cuda":
+    if device != "cpu":
         model.to(torch.bfloat16)
         torch.cuda.empty_cache()  # training may share the GPU
     if not shard:
@@ -400,7 +400,8 @@ def main() -> None:
     clock = float(clock_file.read_text()) if clock_file.exists() else time.time()
     shard, shards = map(int, args.shard.split("/"))
     torch.manual_seed(config["seed"] + shard)
-    writer = tuned(args, config, shard, "cuda" if torch.cuda.is_available() else "cpu")
+    gpus = torch.cuda.device_count()
+    writer = tuned(args, config, shard, f"cuda:{shard % gpus}" if gpus else "cpu")
     while not (args.passages / "done").exists():  # `cut_passages.py` still runs
         time.sleep(0.5)
     stop = clock + (args.until or settings["until"])
