@@ -14,7 +14,9 @@ random       the native state of another passage: what any passage would do
 EM and F1 as in SQuAD; differences to `read` with 95 % intervals (paired bootstrap over questions); `same` is the share
 of answers that are token for token those of reading; KL is that of the first answer token. Encoding and loading are
 timed on one memory of `--tokens` tokens, all codecs in turns: from RAM, and from mapped files in the page cache,
-until the state stands in the model's cache. `--codecs native int8:keep=0.5` measures states with fewer tokens.
+until the state stands in the model's cache (``--repeats 0``: not at all, where other programs run beside this one).
+`--codecs native int8:keep=0.5` measures states with fewer tokens. With ``--seconds`` no further batch of questions is
+asked after so long; batches come in random order, so that what was asked is a fair sample.
 """
 
 from __future__ import annotations
@@ -198,18 +200,22 @@ def main() -> None:
     if options.data:
         asked = _questions(experiment, options.data, options.questions, options.seed)
         size = options.batch or BATCH.get(model.device.type, 8)
-        batches = [asked[start : start + size] for start in range(0, len(asked), size)]
-        for rows in track(batches, "Asking", transient=True):
+        for rows in track(batches(asked, size, options.seed), "Asking", transient=True):
             experiment.run(rows)
-    quality_seconds = time.perf_counter() - started
-    times = measure(experiment, options.tokens, options.repeats)
-    report = {
-        "arms": {name: arm_report(experiment, name, times.get(name), options.tokens) for name in experiment.arms},
-        "config": environment(model)
+            if time.perf_counter() - started > options.seconds:
+                break
+    config = (
+        environment(model)
         | {"data": options.data and Path(options.data).name, "questions": len(experiment.arms["read"].em)}
         | {"tokens": options.tokens, "repeats": options.repeats, "max_tokens": MAX_TOKENS, "seed": options.seed}
-        | {"quality_seconds": round(quality_seconds, 1)},
-    }
+        | {"quality_seconds": round(time.perf_counter() - started, 1)}
+    )
+    report = {"arms": arm_reports(experiment, {}, options.tokens), "config": config}
+    if options.repeats:
+        if str(options.json) != "-":  # the answers are kept if the times are not finished
+            write_json(options.json, report)
+        times = measure(experiment, options.tokens, options.repeats)
+        report["arms"] = arm_reports(experiment, times, options.tokens)
     write_json(options.json, report)
     Console(file=sys.stderr if str(options.json) == "-" else sys.stdout, width=170).print(table(report))
     if options.plot:
@@ -224,8 +230,16 @@ def _options() -> Any:
     options.add_argument("--dtype", default=None, help="float32, bfloat16, float16; chosen for you if left out")
     options.add_argument("--batch", type=int, default=None, help="questions at once")
     options.add_argument("--tokens", type=int, default=1024, help="tokens of the memory that is timed")
+    options.add_argument("--seconds", type=float, default=float("inf"), help="ask no further batch after so long")
     options.add_argument("--seed", type=int, default=0, help="of the choice of questions")
     return options.parse_args()
+
+
+def batches(asked: Sequence[Asked], size: int, seed: int) -> list[Sequence[Asked]]:
+    """Neighbours together, since their passages are of like length; the batches in random order."""
+    found = [asked[start : start + size] for start in range(0, len(asked), size)]
+    random.Random(seed).shuffle(found)  # noqa: S311 - a repeatable order, no secret
+    return found
 
 
 def _questions(experiment: Experiment, data: str, count: int | None, seed: int) -> list[Asked]:
@@ -301,6 +315,13 @@ def _timed(model: LoadedModel, work: Callable[[], Any]) -> float:
             torch.cuda.synchronize()
 
     return timed(waited)
+
+
+def arm_reports(
+    experiment: Experiment, times: Mapping[str, Mapping[str, Mapping[str, float]]], tokens: int
+) -> dict[str, dict[str, Any]]:
+    """`arm_report` of every arm."""
+    return {name: arm_report(experiment, name, times.get(name), tokens) for name in experiment.arms}
 
 
 def arm_report(

@@ -176,3 +176,35 @@ def test_codecs_have_a_table_too(reader: Path, squad: Path, tmp_path: Path, monk
     assert float(cells["native"][7].replace(",", "")) > 2 * float(cells["int8"][7].replace(",", "")) > 0
     assert cells["native"][8].strip() == "0.0000 / 0.0000" != cells["int8"][8].strip()
     assert {"read", "bare", "random"} < cells.keys()
+
+
+def test_codecs_asks_every_question_once_in_a_random_order(squad: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("codecs_benchmark", ROOT / "benchmarks" / "codecs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "codecs_benchmark", module)
+    spec.loader.exec_module(module)
+    asked = list(load_questions(squad).questions)
+    batches = module.batches(asked, 2, seed=0)
+    assert sorted(q.id for batch in batches for q in batch) == sorted(q.id for q in asked)
+    assert [batch[0].id for batch in batches] != [q.id for q in asked[::2]]
+    assert module.batches(asked, 2, seed=0) == batches
+
+
+def test_codecs_says_what_was_answered_without_times_and_in_little_time(
+    reader: Path,  # noqa: F811
+    squad: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/codecs.py"), "--model", str(reader), "--device", "cpu"]
+    command += ["--data", str(squad), "--codecs", "native", "--batch", "4", "--repeats", "0", "--seconds", "1e-9"]
+    done = subprocess.run([*command, "--json", str(tmp_path / "r.json")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["config"]["questions"] in (2, 4)  # the first batch is always asked
+    assert report["arms"]["native"]["same"] == 100.0
+    assert all(row["seconds"] == {} for row in report["arms"].values())
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    assert "native" in importlib.import_module("results_tables").codecs(report)[1]

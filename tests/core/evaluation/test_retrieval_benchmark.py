@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from tests.core.families import byte_tokenizer, make
 
+from nnm_core.cli.eval_retrieval import _Report
+from nnm_core.evaluation.datasets import load_beir
+
 pytest.importorskip("ranx")
 pytest.importorskip("Stemmer")
 
@@ -93,6 +96,24 @@ def test_the_program_writes_every_arm_with_its_metrics_and_what_was_chosen(
     replayed = run(PROGRAM, data, "--runs", runs, "--baselines", "bm25", "--subset", "3x8", "--json", again)
     assert replayed.returncode == 0, replayed.stderr
     assert json.loads(again.read_text())["arms"] == result["arms"]
+    assert json.loads(again.read_text())["config"] == result["config"]  # how it was measured, not how it was replayed
+    assert not {"--json", "--save-runs", "--save-evidence"} & set(result["config"]["command"].split())
+
+
+def test_the_first_set_is_written_before_the_second_is_measured(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    data, out = load_beir(folders[1]), tmp_path / "r.json"
+    small = data.subset(2, 6)
+    rankings = {query: [(next(iter(judged)), 1.0)] for query, judged in data.qrels.items()}
+    report = _Report(out)
+    report.add(data, {"sparse": rankings}, {"seconds": 1.0})
+    first = json.loads(out.read_text())
+    assert first["arms"]["sparse"]["ndcg@10"] == 1.0
+    assert first["sets"] == {}
+    report.add(small, {"sparse": {query: rankings[query] for query in small.queries}}, {"seconds": 2.0})
+    both = json.loads(out.read_text())
+    assert both["arms"] == first["arms"]
+    assert list(both["sets"]) == [small.name]
+    assert both["config"] == {"seconds": 2.0}
 
 
 def test_wrong_use_is_explained(folders: tuple[Path, Path], tmp_path: Path) -> None:

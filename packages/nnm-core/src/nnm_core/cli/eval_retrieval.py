@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,14 +35,16 @@ class _Reader:
 
 @dataclass(frozen=True, slots=True)
 class _Saving:
-    """Where rankings and evidence go, after every part of the experiment."""
+    """Where rankings and evidence go, after every part of the experiment; `started` is when it began."""
 
     runs: Path | None
     evidence: Path | None
+    started: float
 
     def save(self, made: Runs, config: dict[str, Any], experiment: Experiment) -> None:
         from nnm_core.evaluation.retrieval_report import save_evidence, save_runs
 
+        config["seconds"] = round(time.perf_counter() - self.started, 1)
         if self.runs is not None:
             save_runs(self.runs, made, plain(config))
         if self.evidence is not None and experiment.data.name == next(iter(made)):
@@ -51,6 +53,42 @@ class _Saving:
             if experiment.judged_evidence:
                 judged = self.evidence.with_suffix(".judged.npz")
                 save_evidence(judged, experiment.judged_evidence, experiment.judged_first)
+
+
+@dataclass(slots=True)
+class _Report:
+    """Prints the tables of a set as soon as its rankings are there, and writes the JSON of all sets so far.
+
+    The first set stands under ``arms``, further ones under ``sets``. On stdout the JSON comes once, from `close`.
+    """
+
+    target: Path | None
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, data: RetrievalSet, arms: dict[str, Rankings], config: dict[str, Any]) -> None:
+        from nnm_core.evaluation.retrieval_report import ablation, measured
+
+        results = measured(data, arms)
+        steps = ablation(results)
+        self.found[data.name] = {"arms": {r.name: r.to_dict() for r in results}, "ablation": steps}
+        self.config = config
+        if owns_stdout(self.target):
+            return
+        console = stdout()
+        if not console.is_terminal:  # a pipe has no width; the 80 columns of a console would break every name
+            console.width = _PIPE_WIDTH
+        console.print(_arms_table(data, results))
+        console.print(_steps_table(data, steps))
+        write_json(self.target, self._whole())  # what is measured is kept if a later set is not finished
+
+    def close(self) -> None:
+        if owns_stdout(self.target):
+            write_json(self.target, self._whole())
+
+    def _whole(self) -> dict[str, Any]:
+        first, *further = self.found
+        return {**self.found[first], "sets": {name: self.found[name] for name in further}, "config": self.config}
 
 
 Runs = dict[str, dict[str, "Rankings"]]
@@ -133,13 +171,13 @@ def retrieval(
         all_heads=save_evidence is not None,
     )
     tell = _teller(started)
+    report = _Report(json)
     if runs:
-        made, config = _replayed(sets, runs, options, tell)
+        _replayed(sets, runs, options, tell, report)
     else:
-        saving = _Saving(save_runs, save_evidence)
-        made, config = _made(sets, judged, _Reader(model, device, dtype), options, tell, saving)
-    config["seconds"] = round(time.perf_counter() - started, 1)
-    write_json(json, _report(sets, made, config, quiet=owns_stdout(json)))
+        saving = _Saving(save_runs, save_evidence, started)
+        _made(sets, judged, _Reader(model, device, dtype), options, tell, saving, report)
+    report.close()
 
 
 def _sets(full: RetrievalSet, subset: str | None, *, only_subset: bool) -> list[RetrievalSet]:
@@ -173,7 +211,8 @@ def _made(
     options: RetrievalOptions,
     tell: Callable[[str], None],
     saving: _Saving,
-) -> tuple[Runs, dict[str, Any]]:
+    report: _Report,
+) -> None:
     """Run the experiment on every set with one model; judged queries are for the first set."""
     from nnm_core.evaluation.benchmark import environment
     from nnm_core.evaluation.retrieval_experiment import Experiment
@@ -189,7 +228,7 @@ def _made(
         experiment = Experiment(data, loaded, options, tell, judged=asked, save=partial(saving.save, runs, config))
         runs[data.name], config["sets"][data.name] = experiment.arms, experiment.config
         experiment.run()
-    return runs, config
+        report.add(data, runs[data.name], config)
 
 
 def _judged(data: Path, split: str, tune_split: str | None, queries: int) -> RetrievalSet | None:
@@ -205,15 +244,18 @@ def _judged(data: Path, split: str, tune_split: str | None, queries: int) -> Ret
 
 
 def _replayed(
-    sets: Sequence[RetrievalSet], paths: Sequence[Path], options: RetrievalOptions, tell: Callable[[str], None]
-) -> tuple[Runs, dict[str, Any]]:
+    sets: Sequence[RetrievalSet],
+    paths: Sequence[Path],
+    options: RetrievalOptions,
+    tell: Callable[[str], None],
+    report: _Report,
+) -> None:
     """Saved rankings, with the baselines that they lack; the configuration is the first file's."""
     from nnm_core.evaluation import baselines
     from nnm_core.evaluation.retrieval_experiment import LIMIT
     from nnm_core.evaluation.retrieval_report import load_runs
 
     files = [load_runs(path) for path in paths]
-    runs: Runs = {}
     for data in sets:
         arms = {name: found for saved, _ in reversed(files) for name, found in saved.get(data.name, {}).items()}
         if not arms:
@@ -227,27 +269,7 @@ def _replayed(
         arms = {**found, **arms}
         if baselines.BM25 in arms and baselines.MINILM in arms and baselines.BOTH not in arms:
             arms[baselines.BOTH] = baselines.together(arms[baselines.BM25], arms[baselines.MINILM], LIMIT)
-        runs[data.name] = arms
-    return runs, files[0][1]
-
-
-def _report(sets: Sequence[RetrievalSet], runs: Runs, config: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
-    """Print the tables; the JSON. The first set stands under ``arms``, further ones under ``sets``."""
-    from nnm_core.evaluation.retrieval_report import ablation, measured
-
-    found: dict[str, dict[str, Any]] = {}
-    for data in sets:
-        results = measured(data, runs[data.name])
-        steps = ablation(results)
-        found[data.name] = {"arms": {r.name: r.to_dict() for r in results}, "ablation": steps}
-        if not quiet:
-            console = stdout()
-            if not console.is_terminal:  # a pipe has no width; the 80 columns of a console would break every name
-                console.width = _PIPE_WIDTH
-            console.print(_arms_table(data, results))
-            console.print(_steps_table(data, steps))
-    first = found.pop(sets[0].name)
-    return {**first, "sets": found, "config": config}
+        report.add(data, arms, files[0][1])
 
 
 def _arms_table(data: RetrievalSet, results: Sequence[ArmResult]) -> Table:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nnm_core.model.load import LoadedModel
 
 VERSIONS = ("nnm-core", "nnm-mini", "torch", "transformers", "qdrant-edge-py")
+_WRITTEN = ("--json", "--plot", "--items", "--save-runs", "--save-evidence")
 
 
 def parser(description: str, *, repeats: int) -> argparse.ArgumentParser:
@@ -63,7 +64,7 @@ def command(words: Sequence[str]) -> str:
     """
     kept, leave_out = (["nnm"] if Path(words[0]).stem == "nnm" else ["python", words[0]]), 0
     for word in words[1:]:
-        leave_out = 2 if word in ("--json", "--plot", "--items") else max(0, leave_out - 1)
+        leave_out = 2 if word in _WRITTEN else max(0, leave_out - 1)
         if not leave_out:
             kept.append(word)
     return " ".join(kept)
