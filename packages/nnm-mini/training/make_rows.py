@@ -80,7 +80,7 @@ def written_articles(folder: Path, worker: int, workers: int, rng: Random, passe
 
 
 class Source:
-    """Draws examples of each kind."""
+    """Draws examples of each kind. With `wait`, none is drawn in place of written questions that are used up."""
 
     def __init__(
         self,
@@ -89,7 +89,9 @@ class Source:
         held_out: Iterator[Document],
         written: Iterator[Article | None],
         readings: list[Reading],
+        wait: bool = False,
     ) -> None:
+        self.wait = wait
         self.builder, self.texts, self.held_out, self.written = builder, texts, held_out, written
         self.readings = {name: [r for r in readings if r.source == name] for name in {r.source for r in readings}}
         self.rng = builder.rng
@@ -102,6 +104,9 @@ class Source:
             article = next(self.written)
             if article is not None:
                 return self.builder.from_article(article)
+            if self.wait:
+                time.sleep(0.2)
+                return []
             return self.draw("article")  # all written questions are used up: fresh passages rather than repetition
         if kind == "facts":
             return [self.builder.facts()]
@@ -141,6 +146,7 @@ def work(args: argparse.Namespace, config: dict[str, Any], worker: int) -> None:
         my_documents(args.data, worker, args.processes, blocked, rng, held_out=True),
         written,
         load_reading_sets(args.data, blocked),
+        config.get("wait_for_written", False),
     )
     packers = {
         length: Packer(length, args.out, f"w{worker}s{args.seed}", config["rows_per_shard"])
@@ -155,7 +161,8 @@ def work(args: argparse.Namespace, config: dict[str, Any], worker: int) -> None:
     while time.time() < stop and rows < args.rows:
         kind = min(kinds, key=lambda k: drawn[k] / config["mix"][k] + rng.random() * 1e-3) if sum(shares) else kinds[0]
         found = source.draw(kind)
-        drawn[kind] += len(found) or 0.5
+        if kind != "written" or found or not source.wait:
+            drawn[kind] += len(found) or 0.5
         waiting += found
         if len(waiting) < BATCH:
             continue
