@@ -10,7 +10,7 @@ from types import MappingProxyType
 import pytest
 from tests.core.tiny import tiny_reader
 
-from nnm_core.evaluation.benchmark import side_by_side, spread, texts_of_length
+from nnm_core.evaluation.benchmark import command, side_by_side, spread, texts_of_length
 from nnm_core.evaluation.report import plain, seconds, snippet, visible, write_json
 from nnm_core.records import Hit, Memory
 
@@ -63,3 +63,9 @@ def test_texts_have_the_length_and_differ() -> None:
     assert len(set(texts)) == 5
     for text in texts:
         assert abs(len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) - 100) <= 2
+
+
+def test_a_command_can_be_repeated_and_names_no_file_that_it_writes() -> None:
+    words = ["/bin/nnm", "eval", "retrieval", "DATA", "--json", "r.json", "--baselines", "", "--save-runs", "f"]
+    assert command(words) == "nnm eval retrieval DATA --baselines ''"
+    assert command(["b.py", "--settings", "one needed"]) == "python b.py --settings 'one needed'"

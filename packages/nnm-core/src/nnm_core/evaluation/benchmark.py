@@ -6,6 +6,7 @@ import argparse
 import datetime
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -67,7 +68,7 @@ def command(words: Sequence[str]) -> str:
         leave_out = 2 if word in _WRITTEN else max(0, leave_out - 1)
         if not leave_out:
             kept.append(word)
-    return " ".join(kept)
+    return shlex.join(kept)
 
 
 def _accelerator(model: LoadedModel) -> str:
