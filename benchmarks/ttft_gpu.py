@@ -47,6 +47,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from nnm_core.evaluation.benchmark import command
 from nnm_core.injection.costs import evict
 from nnm_core.injection.plan import Plan, make_plan, read_plan
 from nnm_core.injection.prefill import forward, prefill
@@ -469,7 +470,7 @@ def config(arguments: argparse.Namespace, machine: Mapping[str, Any]) -> dict[st
     return {
         **{name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()},
         "machine": machine["device"], "ceilings": dict(machine), "model": f"{arguments.shape} shape, random weights",
-        "command": " ".join(["python", "benchmarks/ttft_gpu.py", *sys.argv[1:]]),
+        "command": command(sys.argv),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "torch": torch.__version__, "transformers": transformers.__version__,
         "suffix": SUFFIX, "decoded": DECODED, "threads": torch.get_num_threads(),
