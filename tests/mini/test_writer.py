@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import repeat
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from calibrate import written_cases
-from make_rows import written_passage
+from make_rows import Source, written_articles, written_passage
+from recipe.corpus import Document
 from recipe.examples import Article, Builder, Passage
 from recipe.layout import ANSWER, DONT_KNOW
 from recipe.reading_sets import Reading
@@ -203,3 +205,23 @@ def test_articles_are_written_with_what_the_model_answers_and_declines(
     assert [passage["declined"] for passage in article["passages"]] == [[list(asked[1][1:])], [list(asked[0][1:])]]
     (read,) = (written_passage(row) for row in article["passages"][:1])
     assert read == Passage(texts[0], [asked[0][1:]], [asked[1][1:]])
+
+
+def test_rows_wait_for_written_questions_that_are_used_up(tmp_path: Path) -> None:
+    line = {"title": "Bergen", "passages": [{"text": "Bergen is in Norway.", "pairs": [["Where is it?", "Norway"]]}]}
+    (tmp_path / "r0-0000.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    rule = Document("Oslo", "Oslo was founded in 1048 by Harald. It is the capital of Norway.")
+
+    def source(wait: bool) -> Source:
+        rng = Random(1)
+        written = written_articles(tmp_path, 0, 1, rng, passes=2)
+        return Source(Builder(rng), repeat(rule), repeat(rule), written, [], wait)
+
+    waiting, filling = source(True), source(False)
+    for _ in range(2):
+        assert waiting.draw("written") and filling.draw("written")
+    assert waiting.draw("written") == []
+    assert any("Oslo" in segment.text for example in filling.draw("written") for segment in example)
+    # Questions that arrive later are drawn.
+    (tmp_path / "r0-0001.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    assert waiting.draw("written")
