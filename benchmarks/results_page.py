@@ -2,9 +2,9 @@
 
     python benchmarks/results_page.py out/bench/results.json docs/results.md
 
-What was measured on other machines lies as JSON of the same programs in ``docs/results/elsewhere``
-(``NAME.json`` or ``NAME.note.json``), each with its own machine in its ``config``. ``docs/results/limits.md`` (what
-does not work) is written by hand and put at the end.
+What was measured on other machines, or at sizes that take longer, lies as JSON of the same programs in
+``docs/results/elsewhere`` (``NAME.json`` or ``NAME.note.json``), each with its own machine in its ``config``.
+``docs/results/limits.md`` (what does not work) is written by hand and put at the end.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from results_tables import TABLES, generic
 Record = Mapping[str, Any]
 LIMITS = "limits.md"
 TITLES = {
+    "equal_budget": "Equal budget",
     "ttft_gpu": "Time to the first token on a GPU",
     "eval_retrieval": "Retrieval on a whole public set",
     "eval_citations": "Spans to cite, and when to abstain",
@@ -51,7 +52,9 @@ def write_page(results: Path, page: Path, *, plots: Path | None = None, elsewher
     parts = [_head(document), *(_section(name, record, shown) for name, record in document["programs"].items())]
     others = sorted(elsewhere.glob("*.json")) if elsewhere and elsewhere.is_dir() else []
     if others:
-        parts.append("## Measured elsewhere\n\nEach on the machine that is named with it.")
+        parts.append(
+            "## Measured elsewhere\n\nEach on the machine that is named with it, or at a size that takes longer."
+        )
         parts += [_elsewhere(path) for path in others]
     limits = folder / LIMITS
     if limits.is_file():

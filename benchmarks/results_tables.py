@@ -50,10 +50,12 @@ def equal_budget(result: Result) -> list[str]:
         f"{sum(row['timed'] for row in cells.values())}"
         for arm, cells in result["arms"].items() if arm != "composed"
     ]  # fmt: skip
+    seconds = config["ingest_seconds"]
+    ingest = "which were in the store already" if seconds is None else f"{seconds:.0f} s"
     return [
         f"{config['questions']} unique questions ({config['data']}), all {config['passages']:,} passages searched; "
         f"classic RAG: {config['retriever']}; times from {config['timed']} of them, retrieval included; ingest of all "
-        f"passages {config['ingest_seconds']:.0f} s. `exact` is at repeated use.",
+        f"passages: {ingest}. `exact` is at repeated use.",
         table(["arm", "passages", "prompt tokens", "first token", "EM % [95 %]", "F1 %", "gold given %"], rows),
         f"Answers from states that are those of reading the text, on the timed questions: {', '.join(checked)}.",
         "**At the same time to the first token** (the most passages that are no slower than classic RAG):",

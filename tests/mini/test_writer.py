@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from itertools import repeat
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -210,18 +210,19 @@ def test_articles_are_written_with_what_the_model_answers_and_declines(
 def test_rows_wait_for_written_questions_that_are_used_up(tmp_path: Path) -> None:
     line = {"title": "Bergen", "passages": [{"text": "Bergen is in Norway.", "pairs": [["Where is it?", "Norway"]]}]}
     (tmp_path / "r0-0000.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
-    rule = Document("Oslo", "Oslo was founded in 1048 by Harald. It is the capital of Norway.")
+    documents = [Document("Oslo", "Oslo was founded in 1048 by Harald. It is the capital of Norway.")]
 
-    def source(wait: bool) -> Source:
+    def source(texts: Iterator[Document], wait: bool) -> Source:
         rng = Random(1)
-        written = written_articles(tmp_path, 0, 1, rng, passes=2)
-        return Source(Builder(rng), repeat(rule), repeat(rule), written, [], wait)
+        return Source(Builder(rng), texts, iter(()), written_articles(tmp_path, 0, 1, rng, passes=2), [], wait)
 
-    waiting, filling = source(True), source(False)
+    unread, read = iter(documents), iter(documents)
+    waiting, filling = source(unread, wait=True), source(read, wait=False)
     for _ in range(2):
         assert waiting.draw("written") and filling.draw("written")
     assert waiting.draw("written") == []
-    assert any("Oslo" in segment.text for example in filling.draw("written") for segment in example)
+    filling.draw("written")
+    assert (list(unread), list(read)) == (documents, [])
     # Questions that arrive later are drawn.
     (tmp_path / "r0-0001.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     assert waiting.draw("written")
