@@ -48,7 +48,8 @@ def test_a_fused_state_is_that_of_reading_behind_the_neighbours(family: str) -> 
         assert distance(value, read_value[:, long.start :]) <= 1e-4
     alone = capture(model, [LAST], left)[0]
     assert distance(long.layers[-1][1], alone.layers[-1][1]) > 1e-3, "the neighbours are felt"
-    assert torch.equal(short.layers[-1][1], alone.layers[-1][1])
+    # Not bit for bit: how many rows a pass has changes the last bits on some processors.
+    assert distance(short.layers[-1][1], alone.layers[-1][1]) <= 1e-4
 
 
 def test_only_a_composition_that_asks_for_them_uses_them(nnm: NNM) -> None:
