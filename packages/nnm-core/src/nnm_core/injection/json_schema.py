@@ -98,8 +98,9 @@ class JsonGuide:
         """See `Guide`."""
         after = self._matcher.deep_copy()
         way_out = self._vocabulary.way_out(after) if after.consume_token(token) else None
-        if self.way_out and (way_out is None or len(way_out) > left):
-            token, *way_out = self.way_out
+        if self.way_out is not None and (way_out is None or len(way_out) > left):
+            # An answer that is complete already, such as 61 before an e, ends here.
+            token, *way_out = self.way_out or [self._vocabulary.tokenizer.eos_token]
             after = self._matcher.deep_copy()
             after.consume_token(token)
         self._matcher, self.way_out = after, way_out
