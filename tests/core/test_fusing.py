@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from tests.core.families import loaded, random_ids
 from tests.core.reading import distance, read_states
 from tests.core.tiny import tiny_reader
