@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tests.core.families import loaded, random_ids
 from tests.core.reading import distance, read_states
 from tests.core.tiny import tiny_reader
@@ -47,8 +48,9 @@ def test_a_fused_state_is_that_of_reading_behind_the_neighbours(family: str) -> 
         assert distance(value, read_value[:, long.start :]) <= 1e-4
     alone = capture(model, [LAST], left)[0]
     assert distance(long.layers[-1][1], alone.layers[-1][1]) > 1e-3, "the neighbours are felt"
-    # Not bit for bit: how many rows a pass has changes the last bits on some processors.
-    assert distance(short.layers[-1][1], alone.layers[-1][1]) <= 1e-4
+    assert torch.equal(capture_behind(model, [[LAST]], left)[0].layers[-1][1], alone.layers[-1][1])
+    # Beside another row the last bits differ on some processors: a pass of two rows multiplies in another order.
+    assert distance(short.layers[-1][1], alone.layers[-1][1]) <= 1e-5
 
 
 def test_only_a_composition_that_asks_for_them_uses_them(nnm: NNM) -> None:
