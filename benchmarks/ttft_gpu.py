@@ -253,7 +253,7 @@ class Subject:
         self.reader = Reader(self.model, lambda: EMPTY)
         self.codecs = {name: make_codec(name) for name in ("native", *self.more_codecs)}
         state = capture(self.model, [self.memory.ids])[0]
-        self.placed = PlacedState(state.chain, self.length, tuple(zip(*_placed(self.model, state), strict=True)))
+        self.placed = placed(self.model, state)
         self.bytes = state.nbytes
         self.files = self.folder / str(self.length)
         self.stores: dict[str, BlobStore] = {"ram": open_blobs(None)}
@@ -307,8 +307,12 @@ class Subject:
             store.close()
 
 
-def _placed(model: LoadedModel, state: State) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    return model.positions.place([key for key, _ in state.layers], 0), [value for _, value in state.layers]
+def placed(model: LoadedModel, state: State) -> PlacedState:
+    """The state as the tree of states keeps it after an answer: on the GPU, rotated, in one block."""
+    keys = model.positions.place([key for key, _ in state.layers], 0)
+    pairs = zip(keys, (value for _, value in state.layers), strict=True)
+    block = torch.stack([torch.stack(pair) for pair in pairs])
+    return PlacedState(state.chain, len(state.token_ids), tuple((key, value) for key, value in block))
 
 
 def answer(model: LoadedModel, plan: Callable[[], Plan], decoded: int = 0) -> tuple[float, float, list[int]]:

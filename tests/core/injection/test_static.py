@@ -6,6 +6,7 @@ import copy
 import gc
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tests.core.families import FAMILIES, loaded, random_ids
@@ -18,12 +19,13 @@ from nnm_core.injection.split_attention import SplitAttention, visible
 from nnm_core.injection.static import StaticForward, bucket, unfit
 from nnm_core.model.attention import intervene
 from nnm_core.model.load import LoadedModel
+from nnm_core.model.positions import Turn
 from nnm_core.states.cache import PlacedCache
 from nnm_core.states.capture import EMPTY, capture, place
 from nnm_core.states.codecs import Codec, Reader, make_codec, manifest_of
 from nnm_core.states.packed import PackedState
-from nnm_core.states.state import State
-from nnm_core.states.transfer import HostState, _group_bytes, host_block, uniform
+from nnm_core.states.state import State, one_block
+from nnm_core.states.transfer import HostState, Plain, _group_bytes, uniform
 
 LEFT, MEMORY, QUESTION = (random_ids(n, seed=n) for n in (10, 40, 9))
 PROMPT = [*LEFT, *MEMORY, *QUESTION]
@@ -154,12 +156,61 @@ def test_layers_in_one_storage_are_not_copied() -> None:
     whole = torch.randn(3 * 2 * 2 * 10 * 4)
     parts = whole.view(6, 2, 10, 4)
     layers = tuple((parts[2 * i], parts[2 * i + 1]) for i in range(3))
-    block = host_block(layers)
-    assert block.shape == (3, 2, 2, 10, 4) and block.data_ptr() == whole.data_ptr()
-    cut = host_block(tuple((key[:, :7], value[:, :7]) for key, value in layers))
-    assert cut.shape == (3, 2, 2, 10, 4) and cut.data_ptr() == whole.data_ptr()
-    apart = host_block(tuple((key.clone(), value.clone()) for key, value in layers))
-    torch.testing.assert_close(apart, block)
+    block = one_block(layers)
+    assert block is not None and block.shape == (3, 2, 2, 10, 4) and block.data_ptr() == whole.data_ptr()
+    cut = one_block(tuple((key[:, :7], value[:, :7]) for key, value in layers))
+    assert cut is not None and cut.shape == (3, 2, 2, 10, 4) and cut.data_ptr() == whole.data_ptr()
+    apart = tuple((key.clone(), value.clone()) for key, value in layers)
+    assert one_block(apart) is None
+    assert one_block((layers[0], layers[2])) is None  # not one behind the other
+    assert one_block((*layers[:2], (parts[4], parts[5].double()))) is None
+    plain = [Plain(State((), 0, "", found)).part(1, 3)[0] for found in (layers, apart)]
+    for found in plain:
+        torch.testing.assert_close(found, block[1:], rtol=0, atol=0)
+
+
+def test_neighbouring_storages_are_not_one_block() -> None:
+    """Whatever their addresses: a view of the first would reach beyond what it owns."""
+    memory = np.zeros((2, 2, 5, 4), dtype=np.float32)
+    key, value = torch.from_numpy(memory[0]), torch.from_numpy(memory[1])
+    assert value.data_ptr() == key.data_ptr() + key.nbytes
+    assert one_block(((key, value),)) is None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_keys_turned_into_their_place_are_the_models_own(name: str) -> None:
+    """Where halves are rotated by four plain operations, and everywhere else, in the last bit."""
+    model = loaded(name)
+    keys = [key for key, _ in states_of(model)[1].layers]
+    for first, last in ((0, len(keys)), (0, 1), (len(keys) - 1, len(keys))):
+        if len({key.shape for key in keys[first:last]}) > 1:
+            continue
+        turn = Turn(model.positions, 13, keys[0].shape[-2])
+        stacked = torch.stack(keys[first:last])
+        room = torch.full((*stacked.shape[:2], stacked.shape[2] + 3, stacked.shape[3]), 7.0)
+        turn.into(first, stacked, room[:, :, 2:-1])
+        torch.testing.assert_close(room[:, :, 2:-1], turn(first, stacked), rtol=0, atol=0)
+        assert bool((room[:, :, :2] == 7).all() and (room[:, :, -1:] == 7).all())
+
+
+def test_llamas_rotate_halves_and_others_are_left_to_their_own_function() -> None:
+    rotates = {name: [r.halves for r in loaded(name).positions.rotary if r] for name in ("llama", "qwen3", "cohere2")}
+    assert all(rotates["llama"]) and all(rotates["qwen3"]) and not any(rotates["cohere2"])
+
+
+def test_a_table_is_kept_and_grows() -> None:
+    model = loaded("llama")
+    positions, rotary = replace(model.positions, known={}), model.positions.rotary[0]
+    assert rotary is not None
+    like = torch.zeros(1, 1, 1, rotary.width)
+    for start, length in ((5, 10), (1000, 100), (3, 4)):
+        own = rotary.tables(torch.arange(start, start + length)[None], like)
+        for found, expected in zip(positions.tables(rotary, start, length, like), own, strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert [cos.shape[1] for cos, _ in positions.known.values()] == [2048]
+    limited = replace(positions, known={}, length_limit=64)
+    limited.tables(rotary, 0, 8, like)
+    assert not limited.known  # a longer table would be another one
 
 
 @pytest.mark.parametrize("name", ["llama", "smollm3", "gpt-neox", "gemma3", "bloom"])
@@ -259,8 +310,8 @@ def test_states_at_the_same_positions_stand_one_behind_the_other() -> None:
         torch.testing.assert_close(one.view(), other.view(), rtol=0, atol=0)
 
 
-def test_from_pinned_memory_come_few_groups_and_from_files_small_ones() -> None:
+def test_from_pinned_memory_come_seven_groups_where_these_are_neither_small_nor_large() -> None:
     mib = 2**20
-    sizes = (10 * mib, 400 * mib, 2000 * mib)
-    assert [_group_bytes(size, pinned=True) for size in sizes] == [64 * mib, 100 * mib, 128 * mib]
+    sizes = (10 * mib, 420 * mib, 2000 * mib)
+    assert [_group_bytes(size, pinned=True) for size in sizes] == [28 * mib, 60 * mib, 64 * mib]
     assert [_group_bytes(size, pinned=False) for size in sizes] == [32 * mib] * 3

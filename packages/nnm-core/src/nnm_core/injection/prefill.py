@@ -110,8 +110,4 @@ def _slice(cache: PlacedCache, step: Step, origin: Origin, before: int) -> Place
     skipped = 0 if step.state is None else step.state.skipped
     start = step.start - before
     end = start + length - skipped
-    layers = []
-    for layer in cache.placed:
-        keys, values = layer.view()
-        layers.append((keys[0, :, start:end].clone(), values[0, :, start:end].clone()))
-    return PlacedState(step.name, length, tuple(layers), origin, skipped)
+    return PlacedState(step.name, length, cache.copy(start, end), origin, skipped)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -33,6 +33,7 @@ Family = Literal["rotary", "free", "fixed"]
 Tables = tuple[Tensor, Tensor]
 States = list[tuple[Tensor, Tensor]]
 _PROBE = 6
+_SHORTEST_TABLE = 1024
 # Rotary tables of these kinds change with the length of the whole sequence.
 _LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
 
@@ -43,12 +44,15 @@ class Rotary:
 
     Attributes:
         width: the leading dimensions of a head that are rotated; the others pass through.
+        halves: whether `apply` is ``x cos + (-x2, x1) sin`` over the halves x1, x2 of those dimensions, to the last
+            bit; then `rotate_into` may be called where these are all.
     """
 
     module: nn.Module
     arguments: dict[str, Any]
     apply: Callable[..., tuple[Tensor, Tensor]]
     width: int
+    halves: bool = False
 
     def tables(self, positions: Tensor, like: Tensor) -> Tables:
         """(cos, sin) for integer `positions` [batch, tokens]; each [batch, tokens, width], sometimes half of it."""
@@ -62,6 +66,16 @@ class Rotary:
         turned = self.apply(rotated, rotated[:1, :1], cos, sin)[0]  # it always rotates two tensors
         return turned if self.width == states.shape[-1] else torch.cat([turned, states[..., self.width :]], dim=-1)
 
+    def rotate_into(self, states: Tensor, tables: Tables, out: Tensor) -> None:
+        """`rotate`, written where it belongs: fewer and shorter kernels than the model's function, which makes copies.
+
+        Rounds after each step, as the model's function does.
+        """
+        (cos, sin), half = tables, states.shape[-1] // 2
+        torch.mul(states, cos, out=out)
+        out[..., :half].sub_(states[..., half:] * sin[..., :half])
+        out[..., half:].add_(states[..., :half] * sin[..., half:])
+
 
 @dataclass(frozen=True)
 class Positions:
@@ -74,6 +88,7 @@ class Positions:
         rotary: for each layer its rotation, None where the layer has none.
         length_limit: with rotary tables that change with the sequence length, the length up to which they do not.
         note: why the family is not better, for the user to read; empty when nothing is to be said.
+        known: rotary tables from position 0 on, by table, type and device; grown when a longer one is asked for.
     """
 
     family: Family
@@ -81,6 +96,7 @@ class Positions:
     rotary: tuple[Rotary | None, ...] = ()
     length_limit: int | None = None
     note: str = ""
+    known: dict[Any, Tables] = field(default_factory=dict, compare=False, repr=False)
 
     def check_move(self, computed_at: int, placed_at: int, length: int) -> None:
         """Raise `PositionError` unless `length` tokens computed at one position may be placed at another."""
@@ -104,6 +120,21 @@ class Positions:
         turn = Turn(self, start, keys[0].shape[-2], kept)
         return [turn(index, key[None])[0] for index, key in enumerate(keys)]
 
+    def tables(self, rotary: Rotary, start: int, length: int, like: Tensor) -> Tables:
+        """(cos, sin) [1, length, width] of the positions ``start ...``, in the type and on the device of `like`."""
+        end = start + length
+        if self.length_limit is not None:  # a longer table would be another one
+            return rotary.tables(torch.arange(start, end, device=like.device)[None], like)
+        key = (_table_name(rotary), like.dtype, like.device)
+        found = self.known.get(key)
+        if found is None or found[0].shape[1] < end:
+            size = max(_SHORTEST_TABLE, 1 << (end - 1).bit_length())
+            with torch.inference_mode(False), torch.no_grad():  # it may be used outside of inference mode as well
+                found = rotary.tables(torch.arange(size, device=like.device)[None], like)
+            self.known[key] = found
+        cos, sin = found
+        return cos[:, start:end], sin[:, start:end]
+
 
 @dataclass
 class Turn:
@@ -119,19 +150,40 @@ class Turn:
         """The keys [layers, kv_heads, length, head_dim] of the layers ``first ...``, rotated."""
         if not self.positions.rotary:
             return keys
-        layers = self.positions.rotary[first : first + len(keys)]
-        if len({None if rotary is None else _table_name(rotary) for rotary in layers}) == 1:
+        layers = self._layers(first, keys)
+        if _share_tables(layers):
             return self._turned(layers[0], keys)
         return torch.cat([self._turned(rotary, key[None]) for rotary, key in zip(layers, keys, strict=True)])
 
+    def into(self, first: int, keys: Tensor, out: Tensor) -> None:
+        """The same, written into `out`, of the same shape."""
+        layers = self._layers(first, keys)
+        rotary = layers[0] if layers and _share_tables(layers) else None
+        if rotary is not None and rotary.halves and rotary.width == keys.shape[-1]:
+            tables = self._table(rotary, keys)
+            if tables[0].dtype == keys.dtype == out.dtype:
+                rotary.rotate_into(keys, tables, out)
+                return
+        out.copy_(self(first, keys))
+
+    def _layers(self, first: int, keys: Tensor) -> tuple[Rotary | None, ...]:
+        return self.positions.rotary[first : first + len(keys)]
+
     def _turned(self, rotary: Rotary | None, keys: Tensor) -> Tensor:
-        if rotary is None:
-            return keys
+        return keys if rotary is None else rotary.rotate(keys, self._table(rotary, keys))
+
+    def _table(self, rotary: Rotary, keys: Tensor) -> Tables:
         name = _table_name(rotary)
         if name not in self._tables:  # most models share one table between all layers
-            where = torch.arange(self.length, device=keys.device) if self.kept is None else self.kept.to(keys.device)
-            self._tables[name] = rotary.tables(self.start + where[None], keys)
-        return rotary.rotate(keys, self._tables[name])
+            if self.kept is None:
+                self._tables[name] = self.positions.tables(rotary, self.start, self.length, keys)
+            else:
+                self._tables[name] = rotary.tables(self.start + self.kept.to(keys.device)[None], keys)
+        return self._tables[name]
+
+
+def _share_tables(layers: Sequence[Rotary | None]) -> bool:
+    return len({None if rotary is None else _table_name(rotary) for rotary in layers}) == 1
 
 
 def _table_name(rotary: Rotary) -> tuple[int, str]:
@@ -335,8 +387,24 @@ def _rotary_of(
     for module, arguments, output in calls:
         if output is cos and apply is not None:
             width = _rotated_width(apply, output)
-            return None if width is None else Rotary(module, arguments, apply, width)
+            if width is None:
+                return None
+            rotary = Rotary(module, arguments, apply, width)
+            return replace(rotary, halves=_rotates_halves(rotary, output))
     return None
+
+
+def _rotates_halves(rotary: Rotary, cos: Tensor) -> bool:
+    """See `Rotary.halves`; found by comparing both ways on the same numbers."""
+    width = rotary.width
+    if width % 2 or width != cos.shape[-1]:
+        return False
+    states = torch.linspace(-2, 3, 6 * width, device=cos.device).to(cos.dtype).view(1, 2, 3, width)
+    angles = torch.linspace(0, 7, 3 * width, device=cos.device).view(1, 3, width)
+    tables = (angles.cos().to(cos.dtype), angles.sin().to(cos.dtype))
+    ours = torch.empty_like(states)
+    rotary.rotate_into(states, tables, ours)
+    return torch.equal(ours, rotary.rotate(states, tables))
 
 
 def _rotated_width(apply: Callable[..., tuple[Tensor, Tensor]], cos: Tensor) -> int | None:

@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 if TYPE_CHECKING:
     from nnm_core.model.attention import AttentionIntervention
     from nnm_core.model.positions import DeferredRotation
+    from nnm_core.states.state import LayerStates
 
 
 class PlacedLayer(DynamicLayer):
@@ -184,8 +185,9 @@ class PlacedCache(Cache):
         self.forward = forward
         self.intervention: AttentionIntervention | None = None
         if block is not None:
-            for layer, buffers in zip(self.placed, block, strict=True):
-                layer.lend(buffers[:1], buffers[1:])
+            sides = block[:, :1].unbind(0), block[:, 1:].unbind(0)
+            for layer, keys, values in zip(self.placed, *sides, strict=True):
+                layer.lend(keys, values)
         super().__init__(layers=list(self.placed))
 
     @property
@@ -206,20 +208,41 @@ class PlacedCache(Cache):
         """Tokens left out."""
         return self.placed[0].skipped
 
+    def room(self, first: int, layers: int, start: int, tokens: int) -> Tensor | None:
+        """The places ``start ...`` in the layers ``first ...``, [layers, 2, kv_heads, tokens, head_dim].
+
+        `advance` makes them count. None where they do not lie in the block.
+        """
+        block = self.block
+        if block is None or start + tokens > block.shape[-2]:
+            return None
+        return block[first : first + layers, :, :, start : start + tokens]
+
     def write(self, first: int, keys: Tensor, values: Tensor, start: int) -> None:
         """Put states of the layers ``first ...`` at the places ``start ...``; `advance` makes them count.
 
         Args:
             keys, values: [layers, kv_heads, tokens, head_dim], keys as they are to be attended.
         """
-        end = start + keys.shape[-2]
-        if self.block is not None and end <= self.block.shape[-2]:
-            part = self.block[first : first + len(keys)]
-            part[:, 0, :, start:end].copy_(keys)
-            part[:, 1, :, start:end].copy_(values)
+        room = self.room(first, len(keys), start, keys.shape[-2])
+        if room is not None:
+            room[:, 0].copy_(keys)
+            room[:, 1].copy_(values)
             return
         for index, (key, value) in enumerate(zip(keys, values, strict=True), start=first):
             self.placed[index].append(key[None], value[None])
+
+    def copy(self, start: int, end: int) -> tuple[LayerStates, ...]:
+        """Keys and values of the places ``start ... end - 1`` in every layer, [kv_heads, tokens, head_dim] each, in
+        memory of their own; out of a block in one, so that they can be put back at once.
+        """
+        room = self.room(0, len(self.placed), start, end - start)
+        if room is None:
+            views = [layer.view() for layer in self.placed]
+            return tuple((keys[0, :, start:end].clone(), values[0, :, start:end].clone()) for keys, values in views)
+        for layer in self.placed:
+            layer.wait()
+        return tuple((keys, values) for keys, values in room.clone(memory_format=torch.contiguous_format))
 
     def advance(self, end: int) -> None:
         """From now on the cache holds `end` tokens."""

@@ -137,6 +137,41 @@ class PlacedState:
 
     def copy_into(self, cache: PlacedCache) -> None:
         """Copy the state behind what `cache` holds."""
+        block = one_block(self.layers)
+        if block is not None and not self.skipped:
+            at, tokens = cache.length, self.layers[0][0].shape[1]
+            room = cache.room(0, len(block), at, tokens)
+            if room is not None:
+                room.copy_(block[:, :, :, :tokens])
+                cache.advance(at + tokens)
+                return
         for layer, (key, value) in zip(cache.placed, self.layers, strict=True):
             layer.append(key[None], value[None])
             layer.skipped += self.skipped
+
+
+def one_block(layers: Sequence[LayerStates]) -> Tensor | None:
+    """Some layers as one tensor [layers, 2, kv_heads, tokens, head_dim], without a copy.
+
+    None where they do not lie one behind the other in one storage, as the store writes and maps them. Of a state that
+    was cut to its first tokens the view shows all tokens, the surplus ones last.
+    """
+    if not layers:
+        return None
+    first = layers[0][0]
+    shape, dtype, strides = first.shape, first.dtype, first.stride()
+    heads, tokens, dim = shape
+    stored = strides[0] // dim if heads > 1 else tokens  # tokens of the uncut state
+    size = heads * stored * dim
+    if strides[heads == 1 :] != (stored * dim, dim, 1)[heads == 1 :]:
+        return None
+    step, address = size * first.element_size(), first.data_ptr()
+    for tensor in (tensor for pair in layers for tensor in pair):
+        if tensor.data_ptr() != address or tensor.shape != shape or tensor.dtype != dtype or tensor.stride() != strides:
+            return None
+        address += step
+    # Addresses one behind the other may still be those of several storages.
+    if first.storage_offset() * first.element_size() + 2 * len(layers) * step > first.untyped_storage().nbytes():
+        return None
+    whole = (2 * size, size, stored * dim, dim, 1)
+    return first.as_strided((len(layers), 2, heads, stored, dim), whole, first.storage_offset())

@@ -22,14 +22,14 @@ from nnm_core.model.load import LoadedModel
 from nnm_core.model.positions import Turn
 from nnm_core.states.cache import PlacedCache
 from nnm_core.states.packed import Packed, PackedState
-from nnm_core.states.state import LayerStates, PlacedState, State
+from nnm_core.states.state import LayerStates, PlacedState, State, one_block
 
-# Each group costs some tenths of a millisecond of Python, and the question can begin only when all groups have been
-# enqueued: from pinned memory few and large ones are brought. What goes through the pinned buffers waits for these to
-# be filled: with small groups the bus has work sooner.
+# The question begins when its first group has come and all groups have been enqueued, which takes a tenth of a
+# millisecond of Python each: neither few and large groups are best nor many and small ones. At the end the last layers
+# wait for the last group. What goes through the pinned buffers waits for these to be filled.
 _STAGED_BYTES = 32 * 2**20
-_PINNED_BYTES = (64 * 2**20, 128 * 2**20)
-_PINNED_GROUPS = 4
+_PINNED_BYTES = (28 * 2**20, 64 * 2**20)
+_PINNED_GROUPS = 7
 _ALIGN = 64
 
 
@@ -76,19 +76,24 @@ class HostState(PlacedState):
 
         Keys are rotated to `start`, wherever in the buffers they come to lie: memories may share their positions.
         """
-        at = cache.length
+        at, tokens = cache.length, self.length
         if "layers" in self.__dict__:  # somebody has asked for them
             super().copy_into(cache)
             return
-        turn = Turn(self._model.positions, self.start, self.length)
+        turn = Turn(self._model.positions, self.start, tokens)
         source = packed_of(self.state)
         with staging_of(self._model).use(cache) as staging:
             for first, part in staging.bring(source, self._model.device):
                 with staging.placing(part):
-                    keys, values = source.unpack(part, self.length)
-                    cache.write(first, turn(first, keys), values, at)
+                    keys, values = source.unpack(part, tokens)
+                    room = cache.room(first, len(keys), at, tokens)
+                    if room is None:
+                        cache.write(first, turn(first, keys), values, at)
+                    else:
+                        turn.into(first, keys, room[:, 0])
+                        room[:, 1].copy_(values)
                     staging.mark(cache, first, len(keys))
-        cache.advance(at + self.length)
+        cache.advance(at + tokens)
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,18 @@ class Plain:
     @property
     def nbytes(self) -> int:
         """See `Packed`."""
-        return self.state.nbytes
+        key = self.state.layers[0][0]
+        return 2 * len(self.state.layers) * key.numel() * key.element_size()
+
+    @cached_property
+    def _block(self) -> Tensor | None:
+        return one_block(self.state.layers)
 
     def part(self, first: int, last: int) -> Sequence[Tensor]:
         """See `Packed`."""
-        return [host_block(self.state.layers[first:last])]
+        if self._block is not None:
+            return [self._block[first:last]]
+        return [torch.stack([torch.stack(pair) for pair in self.state.layers[first:last]])]
 
     def unpack(self, part: Sequence[Tensor], tokens: int) -> tuple[Tensor, Tensor]:
         """See `Packed`."""
@@ -223,33 +235,3 @@ def _views(storage: Tensor, part: Sequence[Tensor], ends: Sequence[int]) -> list
         storage[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         for start, tensor in zip([0, *ends], part, strict=False)
     ]
-
-
-def host_block(layers: tuple[LayerStates, ...]) -> Tensor:
-    """Some layers as one tensor [layers, 2, kv_heads, tokens, head_dim].
-
-    Layers that lie one behind the other in one storage, as the store writes and maps them, are not copied; of a state
-    that was cut to its first tokens the view then shows all tokens, the surplus ones last.
-    """
-    whole = _one_block([tensor for pair in layers for tensor in pair])
-    if whole is not None:
-        return whole.view(len(layers), 2, *whole.shape[1:])
-    return torch.stack([torch.stack(pair) for pair in layers])
-
-
-def _one_block(tensors: list[Tensor]) -> Tensor | None:
-    heads, tokens, dim = tensors[0].shape
-    stored = tensors[0].stride(0) // dim if heads > 1 else tokens  # tokens of the uncut state
-    size = heads * stored * dim
-    storage = tensors[0].untyped_storage().data_ptr()
-    for index, tensor in enumerate(tensors):
-        if (
-            tensor.shape != tensors[0].shape
-            or tensor.dtype != tensors[0].dtype
-            or tensor.stride()[heads == 1 :] != (stored * dim, dim, 1)[heads == 1 :]
-            or tensor.untyped_storage().data_ptr() != storage
-            or tensor.storage_offset() != tensors[0].storage_offset() + index * size
-        ):
-            return None
-    shape = (len(tensors), heads, stored, dim)
-    return tensors[0].as_strided(shape, (size, stored * dim, dim, 1), tensors[0].storage_offset())
