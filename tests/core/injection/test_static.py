@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nnm_core.injection.norms import fused_norms, same_as_fused
 from nnm_core.injection.prefill import forward, load
+from nnm_core.injection.prefix_attention import PrefixAttention
 from nnm_core.injection.split_attention import SplitAttention, visible
 from nnm_core.injection.static import StaticForward, bucket, unfit
 from nnm_core.model.attention import intervene
@@ -139,6 +140,50 @@ def test_split_attention_is_attention(parts: int, heads: int) -> None:
         query, key.repeat_interleave(group, 1), value.repeat_interleave(group, 1), mask, scale=0.3
     ).transpose(1, 2)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 8])
+@pytest.mark.parametrize("heads", [2, 6])
+@pytest.mark.parametrize("start", [8, 41, 59])
+def test_prefix_attention_is_attention(parts: int, heads: int, start: int) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, heads, 5, 16), torch.randn(1, 2, 64, 16), torch.randn(1, 2, 64, 16)
+    key[:, :, start + 5 :], value[:, :, start + 5 :] = torch.nan, torch.nan  # what stands behind is not read
+    positions = torch.arange(start, start + 5)
+    attend = PrefixAttention(positions, 64, parts)
+    found, _ = attend(lambda *_: (query, None), nn.Module(), query, key, value, None, scaling=0.3)
+    group, seen = heads // 2, slice(start + 5)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key[:, :, seen].repeat_interleave(group, 1),
+        value[:, :, seen].repeat_interleave(group, 1),
+        visible(positions, start + 5, torch.float32),
+        scale=0.3,
+    ).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_long_prefix_is_attended_to_without_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole pass, as where FlashAttention is there: its logits, with a prefix that ends anywhere in the bucket."""
+    monkeypatch.setattr("nnm_core.injection.static.has_flash", lambda *_: True)
+    monkeypatch.setattr("nnm_core.injection.static.SHORTEST_PREFIX", 600)
+    made: list[int] = []
+    monkeypatch.setattr(
+        "nnm_core.injection.static.PrefixAttention", lambda *given: made.append(given[1]) or PrefixAttention(*given)
+    )
+    model = loaded("qwen3")
+    fixed = StaticForward(model, graphs=False)
+    with torch.inference_mode():
+        for length in (520, 650, 700):
+            cache = fixed.lend(length + 80)
+            assert cache is not None
+            ids = random_ids(length, seed=length)
+            forward(model, cache, ids)
+            found = forward(model, cache, QUESTION)
+            assert distance(found, read_logits(model, [*ids, *QUESTION])[-1]) <= 1e-4
+            del cache
+            gc.collect()
+    assert made == [768, 768, 768]
 
 
 def test_buckets_grow_by_parts_of_an_octave() -> None:

@@ -26,8 +26,9 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from nnm_core.injection.norms import fused_norms
+from nnm_core.injection.prefix_attention import SHORTEST_PREFIX, PrefixAttention, has_flash
 from nnm_core.injection.split_attention import SplitAttention, visible
-from nnm_core.model.attention import intervene, intervened
+from nnm_core.model.attention import AttentionIntervention, intervene, intervened
 from nnm_core.model.load import LoadedModel
 from nnm_core.model.positions import embedding_weight
 from nnm_core.states.cache import PlacedCache
@@ -289,7 +290,7 @@ def _pass(model: LoadedModel, cache: PlacedCache, inputs: Tensor, reach: int) ->
     ids, positions, last = inputs[None, :width], inputs[width:-1], inputs[-1:]
     mask = visible(positions, reach, model.dtype)
     keep = {"logits_to_keep": last} if keeps_logits(model.hf) else {}
-    with _fixed(cache, positions, reach), fused_norms(model.hf), intervene(SplitAttention(mask)):
+    with _fixed(cache, positions, reach), fused_norms(model.hf), intervene(_attention(cache, positions, mask)):
         logits = model.hf(
             input_ids=ids,
             position_ids=positions[None],
@@ -300,6 +301,21 @@ def _pass(model: LoadedModel, cache: PlacedCache, inputs: Tensor, reach: int) ->
         ).logits[0]
     found: Tensor = logits[0] if keep else logits.index_select(0, last)[0]
     return found
+
+
+def _attention(cache: PlacedCache, positions: Tensor, mask: Tensor) -> AttentionIntervention:
+    """The quickest attention of so many queries over so many places."""
+    width, reach = mask.shape
+    like = cache.placed[0].keys
+    # A bucket begins where the one before ends, so the prefix has more than half as many places as the keys.
+    if (
+        width > 1
+        and reach > SHORTEST_PREFIX
+        and like is not None
+        and has_flash(like.device, like.dtype, like.shape[-1])
+    ):
+        return PrefixAttention(positions, reach)
+    return SplitAttention(mask)
 
 
 @contextmanager
