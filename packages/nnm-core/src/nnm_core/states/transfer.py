@@ -23,6 +23,7 @@ from nnm_core.model.positions import Turn
 from nnm_core.states.cache import PlacedCache
 from nnm_core.states.packed import Packed, PackedState
 from nnm_core.states.state import LayerStates, PlacedState, State, one_block
+from nnm_core.storage.mapped import read_into
 
 # The question begins when its first group has come and all groups have been enqueued, which takes a tenth of a
 # millisecond of Python each: neither few and large groups are best nor many and small ones. At the end the last layers
@@ -210,7 +211,7 @@ class Staging:
         self._free[slot].synchronize()  # the copy before the last has left this buffer
         pinned = self._pinned[slot][: ends[-1]]
         for tensor, view in zip(part, _views(pinned, part, ends), strict=True):
-            view.copy_(tensor)  # by as many threads as torch uses
+            _fill(view, tensor)
         found = pinned.to(device, non_blocking=True)
         self._free[slot].record(self.stream)
         return _views(found, part, ends)
@@ -227,6 +228,12 @@ def _group_bytes(nbytes: int, *, pinned: bool) -> int:
     """How much of a state of `nbytes` to copy at a time."""
     least, most = _PINNED_BYTES
     return min(max(nbytes // _PINNED_GROUPS, least), most) if pinned else _STAGED_BYTES
+
+
+def _fill(view: Tensor, tensor: Tensor) -> None:
+    """Copy into a contiguous view on the host, from the file itself where `tensor` is a mapped one."""
+    if not read_into(tensor, view):
+        view.copy_(tensor)  # by as many threads as torch uses
 
 
 def _views(storage: Tensor, part: Sequence[Tensor], ends: Sequence[int]) -> list[Tensor]:

@@ -22,6 +22,7 @@ import torch
 from nnm_core.errors import InvalidInputError, StorageError
 from nnm_core.storage import blob_format
 from nnm_core.storage.blobs import Blob, DamagedBlob
+from nnm_core.storage.mapped import map_file
 from nnm_core.storage.paths import encode_name, fsync_directory, make_private_directory, storage_error
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,10 @@ def _data_size(tensors: Mapping[str, torch.Tensor]) -> int:
 
 
 def _read_ahead(path: Path) -> None:
-    """Let the system begin to read the whole file: page faults alone would ask for it in small pieces, one by one."""
+    """Let the system begin to read the file: page faults alone would ask for it in small pieces, one by one.
+
+    Linux does so for the first MiB or two of what one call asks for. More calls would have to wait for the disk.
+    """
     if not hasattr(os, "posix_fadvise"):
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -125,8 +129,7 @@ class LocalPlace:
             manifest = self._manifest(key, path, before)
             _read_ahead(path)
             # One mapping for all tensors (the library makes one each): a run of them can be copied at once.
-            storage: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=before.st_size)
-            tensors = blob_format.tensors_of(torch.empty(0, dtype=torch.uint8).set_(storage))
+            tensors = blob_format.tensors_of(map_file(path, before.st_size))
             # The time of last use, for eviction after a restart; the time of change must stay as it is.
             os.utime(path, ns=(max(before.st_atime_ns + 1, time.time_ns()), before.st_mtime_ns))
         except FileNotFoundError:
