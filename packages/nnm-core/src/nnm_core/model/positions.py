@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -71,10 +72,11 @@ class Rotary:
 
         Rounds after each step, as the model's function does.
         """
-        (cos, sin), half = tables, states.shape[-1] // 2
+        cos, sin = tables
+        (low, high), (sin_low, sin_high), (out_low, out_high) = (t.chunk(2, -1) for t in (states, sin, out))
         torch.mul(states, cos, out=out)
-        out[..., :half].sub_(states[..., half:] * sin[..., :half])
-        out[..., half:].add_(states[..., :half] * sin[..., half:])
+        out_low.sub_(high * sin_low)
+        out_high.add_(low * sin_high)
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,12 @@ class Positions:
     length_limit: int | None = None
     note: str = ""
     known: dict[Any, Tables] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def common(self) -> Rotary | None:
+        """The rotation of every layer, where all have the same."""
+        names = {None if rotary is None else _table_name(rotary) for rotary in self.rotary}
+        return self.rotary[0] if len(names) == 1 else None
 
     def check_move(self, computed_at: int, placed_at: int, length: int) -> None:
         """Raise `PositionError` unless `length` tokens computed at one position may be placed at another."""
@@ -150,24 +158,20 @@ class Turn:
         """The keys [layers, kv_heads, length, head_dim] of the layers ``first ...``, rotated."""
         if not self.positions.rotary:
             return keys
-        layers = self._layers(first, keys)
-        if _share_tables(layers):
+        layers = self.positions.rotary[first : first + len(keys)]
+        if len({None if rotary is None else _table_name(rotary) for rotary in layers}) == 1:
             return self._turned(layers[0], keys)
         return torch.cat([self._turned(rotary, key[None]) for rotary, key in zip(layers, keys, strict=True)])
 
     def into(self, first: int, keys: Tensor, out: Tensor) -> None:
         """The same, written into `out`, of the same shape."""
-        layers = self._layers(first, keys)
-        rotary = layers[0] if layers and _share_tables(layers) else None
+        rotary = self.positions.common
         if rotary is not None and rotary.halves and rotary.width == keys.shape[-1]:
             tables = self._table(rotary, keys)
             if tables[0].dtype == keys.dtype == out.dtype:
                 rotary.rotate_into(keys, tables, out)
                 return
         out.copy_(self(first, keys))
-
-    def _layers(self, first: int, keys: Tensor) -> tuple[Rotary | None, ...]:
-        return self.positions.rotary[first : first + len(keys)]
 
     def _turned(self, rotary: Rotary | None, keys: Tensor) -> Tensor:
         return keys if rotary is None else rotary.rotate(keys, self._table(rotary, keys))
@@ -180,10 +184,6 @@ class Turn:
             else:
                 self._tables[name] = rotary.tables(self.start + self.kept.to(keys.device)[None], keys)
         return self._tables[name]
-
-
-def _share_tables(layers: Sequence[Rotary | None]) -> bool:
-    return len({None if rotary is None else _table_name(rotary) for rotary in layers}) == 1
 
 
 def _table_name(rotary: Rotary) -> tuple[int, str]:

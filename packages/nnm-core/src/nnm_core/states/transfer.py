@@ -85,15 +85,14 @@ class HostState(PlacedState):
         source = packed_of(self.state)
         with staging_of(self._model).use(cache) as staging:
             for first, part in staging.bring(source, self._model.device):
-                with staging.placing(part):
-                    keys, values = source.unpack(part, tokens)
-                    room = cache.room(first, len(keys), at, tokens)
-                    if room is None:
-                        cache.write(first, turn(first, keys), values, at)
-                    else:
-                        turn.into(first, keys, room[:, 0])
-                        room[:, 1].copy_(values)
-                    staging.mark(cache, first, len(keys))
+                keys, values = source.unpack(part, tokens)
+                room = cache.room(first, len(keys), at, tokens)
+                if room is None:
+                    cache.write(first, turn(first, keys), values, at)
+                else:
+                    turn.into(first, keys, room[:, 0])
+                    room[:, 1].copy_(values)
+                staging.mark(cache, first, len(keys))
         cache.advance(at + tokens)
 
 
@@ -159,7 +158,7 @@ class Staging:
 
     @contextmanager
     def use(self, cache: PlacedCache) -> Iterator[Staging]:
-        """Inside the block work goes to the copy stream, behind all that was enqueued before."""
+        """Inside the block work is enqueued on a stream of its own, behind all that was enqueued before."""
         with self._lock:
             if self.stream is None or self.places is None:
                 yield self
@@ -167,22 +166,10 @@ class Staging:
             main = torch.cuda.current_stream()
             for stream in (self.stream, self.places):
                 stream.wait_stream(main)  # what used the buffers before must be done with them
-            with torch.cuda.stream(self.stream):
+            with torch.cuda.stream(self.places):
                 yield self
             if any(layer.ready is None for layer in cache.placed):
                 main.wait_stream(self.places)
-
-    @contextmanager
-    def placing(self, part: Sequence[Tensor]) -> Iterator[None]:
-        """Inside the block work goes to another stream, behind the copy of `part`: the bus need not wait for it."""
-        if self.stream is None or self.places is None:
-            yield
-            return
-        self.places.wait_stream(self.stream)
-        for tensor in part:
-            tensor.record_stream(self.places)
-        with torch.cuda.stream(self.places):
-            yield
 
     def mark(self, cache: PlacedCache, first: int, layers: int) -> None:
         """Tell the layers ``first ...`` that what was enqueued so far completes them."""
@@ -191,18 +178,37 @@ class Staging:
                 layer.ready.record(self.places)
 
     def bring(self, source: Packed, device: torch.device) -> Iterator[tuple[int, Sequence[Tensor]]]:
-        """Groups of layers on `device`: index of the first, and what they are made of."""
+        """Groups of layers on `device`: index of the first, and what they are made of.
+
+        The current stream waits for each group. Copies go over a stream of their own, so that the bus need not wait for what is done with the groups before.
+        """
         count = source.layers
         one = source.part(0, 1)[0]
-        size = max(1, _group_bytes(source.nbytes, pinned=one.is_pinned()) * count // max(source.nbytes, 1))
+        pinned = one.is_pinned()
+        size = max(1, _group_bytes(source.nbytes, pinned=pinned) * count // max(source.nbytes, 1))
         if one.device == device:  # nothing has to cross the bus
             size = count
-        for turn, first in enumerate(range(0, count, size)):
-            yield first, self._to(device, source.part(first, first + size), turn)
+        firsts = range(0, count, size)
+        sent = (self._send(device, source.part(first, first + size), turn) for turn, first in enumerate(firsts))
+        # Of what lies in pinned memory all is sent before anything is done with it.
+        for first, (part, arrived) in zip(firsts, list(sent) if pinned else sent, strict=True):
+            if self.places is not None:
+                if arrived is not None:
+                    self.places.wait_event(arrived)
+                for tensor in part:
+                    tensor.record_stream(self.places)
+            yield first, part
+
+    def _send(
+        self, device: torch.device, part: Sequence[Tensor], turn: int
+    ) -> tuple[Sequence[Tensor], torch.cuda.Event | None]:
+        """A group on `device`, and what tells that it has arrived; None where nothing has to be waited for."""
+        if self.stream is None or part[0].device == device:
+            return [tensor.to(device) for tensor in part], None
+        with torch.cuda.stream(self.stream):
+            return self._to(device, part, turn), self.stream.record_event()
 
     def _to(self, device: torch.device, part: Sequence[Tensor], turn: int) -> Sequence[Tensor]:
-        if device.type != "cuda" or part[0].device == device:
-            return [tensor.to(device) for tensor in part]
         if all(tensor.is_pinned() for tensor in part):
             return [tensor.to(device, non_blocking=True) for tensor in part]
         ends = list(accumulate(-(-tensor.nbytes // _ALIGN) * _ALIGN for tensor in part))
