@@ -303,6 +303,7 @@ def _timed_fetch(experiment: Experiment, store: StateStore, repeat: int) -> floa
         cache = PlacedCache(model.layers, capacity=left.length + len(found.token_ids))
         load(cache, left)
         load(cache, place(model, found, left.length))
+        cache.arrive()
 
     return _timed(model, fetch)
 

@@ -137,7 +137,6 @@ def one_length(
     gc.collect()
     report["config"]["graphs"] = {
         "refusal": static.refusal, "captured": static.captures, "replayed": static.replays,
-        "copies_overlap": static.overlaps,
     }  # fmt: skip
 
 
@@ -407,6 +406,7 @@ def floor(subject: Subject, machine: Mapping[str, Any]) -> dict[str, float]:
     def bring() -> None:
         lent.advance(0)
         state.copy_into(lent)
+        lent.arrive()
 
     def ask() -> None:
         lent.advance(subject.length)

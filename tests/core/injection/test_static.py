@@ -13,6 +13,7 @@ from tests.core.families import FAMILIES, loaded, random_ids
 from tests.core.reading import distance, read_again, read_logits
 from torch import Tensor, nn
 
+from nnm_core.errors import StorageError
 from nnm_core.injection.norms import fused_norms, same_as_fused
 from nnm_core.injection.prefill import forward, load
 from nnm_core.injection.prefix_attention import PrefixAttention
@@ -21,6 +22,7 @@ from nnm_core.injection.static import StaticForward, bucket, unfit
 from nnm_core.model.attention import intervene
 from nnm_core.model.load import LoadedModel
 from nnm_core.model.positions import Turn
+from nnm_core.states import transfer
 from nnm_core.states.cache import PlacedCache
 from nnm_core.states.capture import EMPTY, capture, place
 from nnm_core.states.codecs import Codec, Reader, make_codec, manifest_of
@@ -270,6 +272,82 @@ def test_a_host_state_is_the_placed_state(name: str) -> None:
     assert found.length == expected.length == len(LEFT) + 33
     for one, other in zip(found.placed, expected.placed, strict=True):
         torch.testing.assert_close(one.view(), other.view(), rtol=0, atol=0)
+
+
+def brought(monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[LoadedModel, StaticForward, list[int]]:
+    """A model, its fixed passes, and the layers that have been brought so far; groups have one layer each."""
+    model, put = loaded(name), transfer._put
+    seen: list[int] = []
+
+    def note(room: Tensor, turn: Turn, first: int, keys: Tensor, values: Tensor) -> None:
+        seen.append(first)
+        put(room, turn, first, keys, values)
+
+    monkeypatch.setattr(transfer, "_put", note)
+    monkeypatch.setattr(transfer, "_group_bytes", lambda nbytes, pinned: 1)
+    model.workspace.pop("staging", None)
+    staging = transfer.staging_of(model)
+    monkeypatch.setattr(staging, "_device", torch.device("meta"))  # as if they had to cross a bus
+    monkeypatch.setattr(staging, "_send", lambda part: (part, None))
+    return model, StaticForward(model, graphs=False), seen
+
+
+def test_layers_come_when_they_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, fixed, seen = brought(monkeypatch, "qwen3")
+    left, memory = states_of(model)
+    cache = fixed.lend(len(PROMPT) + 8)
+    assert cache is not None
+    for state, start in ((left, 0), (memory, len(LEFT))):
+        load(cache, HostState(model, state, start))
+    assert cache.length == len(LEFT) + len(MEMORY) and not seen
+    cache.placed[0].view()
+    assert seen == [0, 0]  # of both states
+    cache.arrive(2)
+    cache.arrive(1)
+    assert seen == [0, 0, 1, 1]
+    found = forward(model, cache, QUESTION)
+    assert len(seen) == 2 * model.layers and fixed.replays == 1
+    assert distance(found, read_logits(model, PROMPT)[-1]) <= 1e-4
+
+
+def test_the_ordinary_way_brings_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, fixed, seen = brought(monkeypatch, "llama")
+    left, memory = states_of(model)
+    cache = fixed.lend(len(PROMPT) + 8)
+    assert cache is not None
+    for state, start in ((left, 0), (memory, len(LEFT))):
+        load(cache, HostState(model, state, start))
+    cache.forward = None
+    with torch.inference_mode():
+        found = forward(model, cache, QUESTION)
+    assert len(seen) == 2 * model.layers
+    assert distance(found, read_logits(model, PROMPT)[-1]) <= 1e-4
+
+
+def test_an_answer_that_is_given_up_frees_the_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waiting for the collector of cycles; and what cannot be read ends the answer with the store's error."""
+    model, fixed, _ = brought(monkeypatch, "llama")
+    left, _ = states_of(model)
+    gc.disable()
+    try:
+        cache = fixed.lend(80)
+        assert cache is not None
+        load(cache, HostState(model, left, 0))
+        del cache
+        cache = fixed.lend(80)
+        assert cache is not None
+
+        def fails(*_: object) -> None:
+            raise StorageError("the disk is gone")
+
+        monkeypatch.setattr(transfer, "_put", fails)
+        load(cache, HostState(model, left, 0))
+        with pytest.raises(StorageError, match="gone"):
+            forward(model, cache, QUESTION)
+        del cache
+        assert fixed.lend(80) is not None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("spec", ["int8", "int4"])

@@ -3,8 +3,10 @@
 Behind an injected state only the question is read, some 64 tokens. On a GPU the model's weights pass by in a few
 milliseconds, but launching their kernels one by one from Python takes ten times as long. A graph needs fixed shapes and
 addresses: the cache lies in one buffer that is lent to one answer at a time, new tokens are padded to a few widths, and
-attention reaches over a fixed number of places, of which a mask shows only the filled ones. Whatever does not fit (a
-second answer at the same time, an intervention, sliding windows) takes the ordinary way, with the same result.
+attention reaches over a fixed number of places, of which a mask shows only the filled ones. A question is captured in
+pieces of a few layers: between them the states of the next layers are brought, so that the first layers compute before
+the last states have come. Whatever does not fit (a second answer at the same time, an intervention, sliding windows)
+takes the ordinary way, with the same result.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import logging
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -38,6 +40,8 @@ logger = logging.getLogger(__name__)
 # Widths of a pass; fewer tokens are padded, more are read in the ordinary way.
 WIDTHS = (1, 64, 256)
 _SMALLEST = 512
+# Layers of a piece of a captured pass.
+_PIECE = 2
 _MOST_GRAPHS = 32
 # The lent buffer may take this share of the GPU's memory.
 _SHARE = 0.25
@@ -65,10 +69,17 @@ def static_forward(model: LoadedModel) -> StaticForward:
 
 @dataclass(frozen=True)
 class _Step:
-    """A captured pass: what is written before it runs, and where its logits lie."""
+    """A captured pass.
+
+    Attributes:
+        inputs: what is written before it runs.
+        pieces: how many layers must have their states, and what is then run; in order.
+        logits: gives them when all have run.
+    """
 
     inputs: Tensor
-    run: Callable[[], Tensor]
+    pieces: Sequence[tuple[int, Callable[[], None]]]
+    logits: Callable[[], Tensor]
 
 
 class StaticForward:
@@ -78,7 +89,6 @@ class StaticForward:
         refusal: why this model or machine takes the ordinary way; empty when it does not.
         captures: graphs captured so far.
         replays: passes run by them.
-        overlaps: whether a graph waits for each layer's states by itself, so that copying and computing overlap.
     """
 
     def __init__(self, model: LoadedModel, *, graphs: bool | None = None) -> None:
@@ -88,10 +98,8 @@ class StaticForward:
         self._lock = threading.Lock()
         self._lent = False
         self._block: Tensor | None = None
-        self._ready: list[torch.cuda.Event] = []
         self._steps: OrderedDict[tuple[int, int], _Step] = OrderedDict()
         self._pool: Any = None
-        self._overlap = True
         self.captures = 0
         self.replays = 0
         self.refusal = unfit(model) or self._check(model)
@@ -106,8 +114,6 @@ class StaticForward:
             self._lent = True
         assert self._block is not None  # set by _make_room
         lent = PlacedCache(len(self._block), block=self._block, forward=self)
-        for layer, ready in zip(lent.placed, self._ready, strict=False):
-            layer.ready = ready
         weakref.finalize(lent, self._take_back)
         return lent
 
@@ -129,15 +135,12 @@ class StaticForward:
                 return None
         self._steps.move_to_end((width, reach))
         step.inputs.copy_(inputs.pin_memory() if self._graphs else inputs, non_blocking=True)
-        logits = step.run()
+        for layers, run in step.pieces:
+            cache.arrive(layers)
+            run()
         self.replays += 1
         cache.advance(start + count)
-        return logits.clone()
-
-    @property
-    def overlaps(self) -> bool:
-        """See the class."""
-        return bool(self._ready)
+        return step.logits().clone()
 
     def _take_back(self) -> None:
         self._lent = False
@@ -162,8 +165,6 @@ class StaticForward:
             with torch.inference_mode(False):  # so that the buffers can also be written outside of it
                 shape = (model.layers, 2, heads, places, dim)
                 self._block = torch.zeros(shape, dtype=like.dtype, device=like.device)
-            if like.is_cuda and self._overlap and not self._ready:
-                self._ready = _events(model.layers)
         return True
 
     def _check(self, model: LoadedModel) -> str:
@@ -188,38 +189,19 @@ class StaticForward:
     def _capture(self, cache: PlacedCache, inputs: Tensor, reach: int) -> _Step | None:
         model = self._model()
         assert model is not None  # who answers holds the model
+        cache.arrive()
         static = inputs.to(model.device)
-        key = (len(inputs) // 2, reach)
-        if not self._graphs:
-            # The buffers are those of every lent cache; the eager pass needs one that shows them.
-            twin = PlacedCache(model.layers, block=cache.block)
-            self._steps[key] = _Step(static, lambda: _pass(model, twin, static, reach))
-            return self._steps[key]
-        step = self._try_to_record(model, cache, static, reach)
-        if step is None and self._ready:
-            # Perhaps it was the waiting for single layers: without it the graph begins when all states are there.
-            torch.cuda.synchronize(model.device)
-            self._overlap, self._ready = False, []
-            for layer in cache.placed:
-                layer.ready = None
-            step = self._try_to_record(model, cache, static, reach)
-        if step is None:
+        try:
+            step = self._record(model, cache, static, reach) if self._graphs else _eager(model, cache, static, reach)
+        except RuntimeError as error:
+            self.refusal = f"the pass could not be captured: {_first_line(error)}"
             logger.warning("%s: questions are read without CUDA graphs from now on: %s", model.name, self.refusal)
             return None
-        self.refusal = ""
-        self.captures += 1
-        self._steps[key] = step
+        self.captures += self._graphs
+        self._steps[len(inputs) // 2, reach] = step
         if len(self._steps) > _MOST_GRAPHS:
             self._steps.popitem(last=False)
         return step
-
-    def _try_to_record(self, model: LoadedModel, cache: PlacedCache, static: Tensor, reach: int) -> _Step | None:
-        try:
-            return self._record(model, cache, static, reach)
-        except RuntimeError as error:
-            self.refusal = f"the pass could not be captured: {_first_line(error)}"
-            logger.info("%s: %s", model.name, self.refusal)
-            return None
 
     def _record(self, model: LoadedModel, cache: PlacedCache, static: Tensor, reach: int) -> _Step:
         """Run the pass twice (libraries set themselves up), then capture it. Running it again changes nothing."""
@@ -230,27 +212,47 @@ class StaticForward:
                 _pass(model, cache, static, reach)
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize(model.device)
-        graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        pieces = _Pieces(self._pool)
+        # A single token is read behind states that are there.
+        firsts = range(_PIECE, model.layers, _PIECE) if len(static) > 3 else range(0)
+        with torch.cuda.stream(side), pieces, _before(cache, firsts, pieces.cut):
             logits = _pass(model, cache, static, reach)
-
-        def replay() -> Tensor:
-            graph.replay()
-            return logits
-
-        return _Step(static, replay)
+        ends = [*firsts, model.layers]
+        runs = [graph.replay for graph in pieces.graphs]
+        return _Step(static, list(zip(ends, runs, strict=True)), lambda: logits)
 
 
-def _events(count: int) -> list[torch.cuda.Event]:
-    """Events for which a graph can wait though they are recorded outside of it; none where torch has no such events."""
-    try:
-        events = [torch.cuda.Event(external=True) for _ in range(count)]
-    except TypeError:
-        return []
-    for event in events:  # one that was never recorded is not waited for
-        event.record()
-    return events
+class _Pieces:
+    """A capture that can be cut: what follows goes into another graph, with the same memory."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+
+    def __enter__(self) -> None:
+        self.graphs.append(torch.cuda.CUDAGraph())
+        self.graphs[-1].capture_begin(pool=self._pool, capture_error_mode="thread_local")
+
+    def __exit__(self, *_: object) -> None:
+        self.graphs[-1].capture_end()
+
+    def cut(self) -> None:
+        """End one graph and begin the next."""
+        self.__exit__()
+        self.__enter__()
+
+
+def _eager(model: LoadedModel, cache: PlacedCache, static: Tensor, reach: int) -> _Step:
+    """The same pass without a capture, for tests."""
+    # The buffers are those of every lent cache; the eager pass needs one that shows them.
+    twin = PlacedCache(model.layers, block=cache.block)
+    found: list[Tensor] = []
+
+    def run() -> None:
+        found[:] = [_pass(model, twin, static, reach)]
+
+    return _Step(static, [(model.layers, run)], lambda: found[0])
 
 
 def unfit(model: LoadedModel) -> str:
@@ -316,6 +318,19 @@ def _attention(cache: PlacedCache, positions: Tensor, mask: Tensor) -> Attention
     ):
         return PrefixAttention(positions, reach)
     return SplitAttention(mask)
+
+
+@contextmanager
+def _before(cache: PlacedCache, layers: Iterable[int], call: Callable[[], None]) -> Iterator[None]:
+    """Inside the block `call` is called before these layers look at their states."""
+    chosen = [cache.placed[index] for index in layers]
+    for layer in chosen:
+        layer.before = call
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            layer.before = None
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -28,8 +30,8 @@ class PlacedLayer(DynamicLayer):
         self.length = 0
         # Tokens that stand in the prompt and have been left out of the buffers: they count as positions.
         self.skipped = 0
-        # Set while states are still being copied into the buffers on another stream.
-        self.ready: torch.cuda.Event | None = None
+        # Called before the states are looked at, as long as some may still be on their way.
+        self.before: Callable[[], None] | None = None
         # (where new states go, how many tokens are attended): set during a pass whose shapes must not depend on
         # `length`, as in a CUDA graph; see `nnm_core.injection.static`.
         self.fixed: tuple[Tensor, int] | None = None
@@ -93,9 +95,9 @@ class PlacedLayer(DynamicLayer):
         self.values[..., : self.length, :].copy_(values)
 
     def wait(self) -> None:
-        """Let the current stream wait for copies that are under way; returns at once."""
-        if self.ready is not None:
-            torch.cuda.current_stream().wait_event(self.ready)
+        """Have the states in the buffers before what the current stream does next; on a GPU this only enqueues work."""
+        if self.before is not None:
+            self.before()
 
     def view(self) -> tuple[Tensor, Tensor]:
         """The filled part of both buffers, without a copy."""
@@ -109,10 +111,10 @@ class PlacedLayer(DynamicLayer):
             self.append(key_states, value_states)
             return self.view()
         assert self.keys is not None and self.values is not None  # fixed passes run over buffers that were given
+        self.wait()
         slots, reach = self.fixed
         self.keys.index_copy_(-2, slots, key_states)
         self.values.index_copy_(-2, slots, value_states)
-        self.wait()
         return self.keys[..., :reach, :], self.values[..., :reach, :]
 
     def get_seq_length(self) -> int:
@@ -181,6 +183,7 @@ class PlacedCache(Cache):
         self, layers: int, capacity: int = 0, *, block: Tensor | None = None, forward: FixedForward | None = None
     ) -> None:
         self.placed = [PlacedLayer(capacity) for _ in range(layers)]
+        self._coming: list[tuple[Iterator[int], int]] = []
         self._block = block
         self.forward = forward
         self.intervention: AttentionIntervention | None = None
@@ -207,6 +210,28 @@ class PlacedCache(Cache):
     def skipped(self) -> int:
         """Tokens left out."""
         return self.placed[0].skipped
+
+    def expect(self, coming: Iterator[int]) -> None:
+        """Take in states while the first layers already compute, layer by layer as they are looked at.
+
+        Args:
+            coming: brings some more layers' states to their places at each step, and gives how many layers have them.
+        """
+        self._coming.append((coming, 0))
+        this = weakref.ref(self)  # an answer that is given up must free its buffers at once
+        for index, layer in enumerate(self.placed, start=1):
+            layer.before = partial(_arrive, this, index)
+
+    def arrive(self, layers: int | None = None) -> None:
+        """Have the states of the first `layers` layers, all by default, before what the current stream does next."""
+        if not self._coming:
+            return
+        wanted = len(self.placed) if layers is None else layers
+        self._coming = [(coming, _bring(coming, done, wanted)) for coming, done in self._coming]
+        if wanted == len(self.placed):
+            self._coming = []
+        for layer in self.placed[:wanted]:
+            layer.before = None
 
     def room(self, first: int, layers: int, start: int, tokens: int) -> Tensor | None:
         """The places ``start ...`` in the layers ``first ...``, [layers, 2, kv_heads, tokens, head_dim].
@@ -236,12 +261,11 @@ class PlacedCache(Cache):
         """Keys and values of the places ``start ... end - 1`` in every layer, [kv_heads, tokens, head_dim] each, in
         memory of their own; out of a block in one, so that they can be put back at once.
         """
+        self.arrive()
         room = self.room(0, len(self.placed), start, end - start)
         if room is None:
             views = [layer.view() for layer in self.placed]
             return tuple((keys[0, :, start:end].clone(), values[0, :, start:end].clone()) for keys, values in views)
-        for layer in self.placed:
-            layer.wait()
         return tuple((keys, values) for keys, values in room.clone(memory_format=torch.contiguous_format))
 
     def advance(self, end: int) -> None:
@@ -253,6 +277,21 @@ class PlacedCache(Cache):
         """Bytes that the buffers hold."""
         tensors = (t for layer in self.placed for t in (layer.keys, layer.values) if isinstance(t, torch.Tensor))
         return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _arrive(cache: weakref.ref[PlacedCache], layers: int) -> None:
+    found = cache()
+    if found is not None:
+        found.arrive(layers)
+
+
+def _bring(coming: Iterator[int], done: int, wanted: int) -> int:
+    """Take steps until so many layers have their states."""
+    while done < wanted:
+        done = next(coming, -1)
+        if done < 0:
+            raise RuntimeError("a state has fewer layers than the model")
+    return done
 
 
 class RecordingCache(Cache):

@@ -1,18 +1,18 @@
 """States that are not placed yet, brought into a cache on an accelerator while it already computes.
 
 A state is copied group by group of layers on a stream of its own, in the form in which it is stored; on another stream
-it is unpacked, rotated and written into the cache. Each layer tells when it is ready, so that the first layers attend
-to it while the last ones are still on the bus. States that are not in pinned memory (mapped files) go through two
-pinned buffers that are filled by all cores.
+it is unpacked, rotated and written into the cache. A group is brought when the first of its layers is to be computed,
+so that the first layers attend to the state while the last ones are still on the bus, or still in a file. States that
+are not in pinned memory (mapped files) go through two pinned buffers that are filled by all cores.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 
 import torch
@@ -25,9 +25,8 @@ from nnm_core.states.packed import Packed, PackedState
 from nnm_core.states.state import LayerStates, PlacedState, State, one_block
 from nnm_core.storage.mapped import read_into
 
-# The question begins when its first group has come and all groups have been enqueued, which takes a tenth of a
-# millisecond of Python each: neither few and large groups are best nor many and small ones. At the end the last layers
-# wait for the last group. What goes through the pinned buffers waits for these to be filled.
+# The question begins when the first group has come, and at the end the last layers wait for the last one: small groups
+# are good for both; but each costs some tenths of a millisecond of Python.
 _STAGED_BYTES = 32 * 2**20
 _PINNED_BYTES = (28 * 2**20, 64 * 2**20)
 _PINNED_GROUPS = 7
@@ -81,19 +80,26 @@ class HostState(PlacedState):
         if "layers" in self.__dict__:  # somebody has asked for them
             super().copy_into(cache)
             return
-        turn = Turn(self._model.positions, self.start, tokens)
-        source = packed_of(self.state)
-        with staging_of(self._model).use(cache) as staging:
-            for first, part in staging.bring(source, self._model.device):
-                keys, values = source.unpack(part, tokens)
-                room = cache.room(first, len(keys), at, tokens)
-                if room is None:
-                    cache.write(first, turn(first, keys), values, at)
-                else:
-                    turn.into(first, keys, room[:, 0])
-                    room[:, 1].copy_(values)
-                staging.mark(cache, first, len(keys))
+        source, turn = packed_of(self.state), Turn(self._model.positions, self.start, tokens)
+        staging, room = staging_of(self._model), cache.room(0, source.layers, at, tokens)
+        if room is not None:
+            cache.advance(at + tokens)
+            cache.expect(staging.bring(source, tokens, partial(_put, room, turn)))
+            return
+
+        def write(first: int, keys: Tensor, values: Tensor) -> None:
+            cache.write(first, turn(first, keys), values, at)
+
+        for _ in staging.bring(source, tokens, write):  # at once: buffers of single layers are made as states come
+            pass
         cache.advance(at + tokens)
+
+
+def _put(room: Tensor, turn: Turn, first: int, keys: Tensor, values: Tensor) -> None:
+    """Write some layers' states where they belong in `room`, [layers, 2, kv_heads, tokens, head_dim], keys turned."""
+    part = room[first : first + len(keys)]
+    turn.into(first, keys, part[:, 0])
+    part[:, 1].copy_(values)
 
 
 @dataclass(frozen=True)
@@ -147,79 +153,84 @@ def staging_of(model: LoadedModel) -> Staging:
 
 
 class Staging:
-    """A stream for copies, one for rotating what has come, and two pinned buffers; used by one thread at a time."""
+    """A stream for copies, one for rotating what has come, and two pinned buffers. May be used by several threads."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.places = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._lock = threading.Lock()
         self._pinned: list[Tensor] = []
         self._free: list[torch.cuda.Event] = []
+        self._turn = 0
+
+    def bring(self, source: Packed, tokens: int, put: Callable[[int, Tensor, Tensor], None]) -> Iterator[int]:
+        """Bring a state group by group of layers, one at each step; gives how many layers have come.
+
+        The current stream then waits for the group. Copies go over a stream of their own, so that the bus need not
+        wait for what is done with the groups before.
+
+        Args:
+            tokens: how many are wanted, from the first one on.
+            put: writes where they belong: the index of the first layer, and keys and values [layers, kv_heads, tokens,
+                head_dim].
+        """
+        for first, part, arrived in self._sent(source):
+            with self._placing(part, arrived):
+                keys, values = source.unpack(part, tokens)
+                put(first, keys, values)
+            yield first + len(keys)
 
     @contextmanager
-    def use(self, cache: PlacedCache) -> Iterator[Staging]:
-        """Inside the block work is enqueued on a stream of its own, behind all that was enqueued before."""
-        with self._lock:
-            if self.stream is None or self.places is None:
-                yield self
-                return
-            main = torch.cuda.current_stream()
-            for stream in (self.stream, self.places):
-                stream.wait_stream(main)  # what used the buffers before must be done with them
-            with torch.cuda.stream(self.places):
-                yield self
-            if any(layer.ready is None for layer in cache.placed):
-                main.wait_stream(self.places)
+    def _placing(self, part: Sequence[Tensor], arrived: torch.cuda.Event | None) -> Iterator[None]:
+        """Inside the block work goes to a stream of its own, behind the copy of `part`; then the current one waits."""
+        if self.places is None:
+            yield
+            return
+        if arrived is not None:
+            self.places.wait_event(arrived)
+        for tensor in part:
+            tensor.record_stream(self.places)
+        with torch.cuda.stream(self.places):
+            yield
+        torch.cuda.current_stream().wait_stream(self.places)
 
-    def mark(self, cache: PlacedCache, first: int, layers: int) -> None:
-        """Tell the layers ``first ...`` that what was enqueued so far completes them."""
-        for layer in cache.placed[first : first + layers]:
-            if layer.ready is not None:
-                layer.ready.record(self.places)
-
-    def bring(self, source: Packed, device: torch.device) -> Iterator[tuple[int, Sequence[Tensor]]]:
-        """Groups of layers on `device`: index of the first, and what they are made of.
-
-        The current stream waits for each group. Copies go over a stream of their own, so that the bus need not wait for what is done with the groups before.
-        """
-        count = source.layers
-        one = source.part(0, 1)[0]
-        pinned = one.is_pinned()
+    def _sent(self, source: Packed) -> Iterator[tuple[int, Sequence[Tensor], torch.cuda.Event | None]]:
+        """Groups of layers on the device: index of the first, what they are made of, what tells that they arrived."""
+        count, one = source.layers, source.part(0, 1)[0]
+        pinned, there = one.is_pinned(), one.device == self._device
         size = max(1, _group_bytes(source.nbytes, pinned=pinned) * count // max(source.nbytes, 1))
-        if one.device == device:  # nothing has to cross the bus
+        if there:  # nothing has to cross the bus
             size = count
+        for stream in (self.stream, self.places):
+            if stream is not None:
+                stream.wait_stream(torch.cuda.current_stream())  # what used the buffers before must be done with them
         firsts = range(0, count, size)
-        sent = (self._send(device, source.part(first, first + size), turn) for turn, first in enumerate(firsts))
+        sent = (self._send(source.part(first, first + size)) for first in firsts)
         # Of what lies in pinned memory all is sent before anything is done with it.
         for first, (part, arrived) in zip(firsts, list(sent) if pinned else sent, strict=True):
-            if self.places is not None:
-                if arrived is not None:
-                    self.places.wait_event(arrived)
-                for tensor in part:
-                    tensor.record_stream(self.places)
-            yield first, part
+            yield first, part, arrived
 
-    def _send(
-        self, device: torch.device, part: Sequence[Tensor], turn: int
-    ) -> tuple[Sequence[Tensor], torch.cuda.Event | None]:
-        """A group on `device`, and what tells that it has arrived; None where nothing has to be waited for."""
-        if self.stream is None or part[0].device == device:
-            return [tensor.to(device) for tensor in part], None
+    def _send(self, part: Sequence[Tensor]) -> tuple[Sequence[Tensor], torch.cuda.Event | None]:
+        """A group on the device, and what tells that it has arrived; None where nothing has to be waited for."""
+        if self.stream is None or part[0].device == self._device:
+            return [tensor.to(self._device) for tensor in part], None
         with torch.cuda.stream(self.stream):
-            return self._to(device, part, turn), self.stream.record_event()
+            return self._to(self._device, part), self.stream.record_event()
 
-    def _to(self, device: torch.device, part: Sequence[Tensor], turn: int) -> Sequence[Tensor]:
+    def _to(self, device: torch.device, part: Sequence[Tensor]) -> Sequence[Tensor]:
         if all(tensor.is_pinned() for tensor in part):
             return [tensor.to(device, non_blocking=True) for tensor in part]
         ends = list(accumulate(-(-tensor.nbytes // _ALIGN) * _ALIGN for tensor in part))
-        slot = turn % 2
-        self._reserve(ends[-1])
-        self._free[slot].synchronize()  # the copy before the last has left this buffer
-        pinned = self._pinned[slot][: ends[-1]]
-        for tensor, view in zip(part, _views(pinned, part, ends), strict=True):
-            _fill(view, tensor)
-        found = pinned.to(device, non_blocking=True)
-        self._free[slot].record(self.stream)
+        with self._lock:
+            self._reserve(ends[-1])
+            self._turn = 1 - self._turn
+            self._free[self._turn].synchronize()  # the copy before the last has left this buffer
+            pinned = self._pinned[self._turn][: ends[-1]]
+            for tensor, view in zip(part, _views(pinned, part, ends), strict=True):
+                _fill(view, tensor)
+            found = pinned.to(device, non_blocking=True)
+            self._free[self._turn].record(self.stream)
         return _views(found, part, ends)
 
     def _reserve(self, nbytes: int) -> None:
