@@ -433,8 +433,14 @@ def test_states_at_the_same_positions_stand_one_behind_the_other() -> None:
         torch.testing.assert_close(one.view(), other.view(), rtol=0, atol=0)
 
 
-def test_from_pinned_memory_come_seven_groups_where_these_are_neither_small_nor_large() -> None:
+def test_the_first_group_is_short_and_others_are_neither_small_nor_large() -> None:
     mib = 2**20
-    sizes = (10 * mib, 420 * mib, 2000 * mib)
-    assert [_group_bytes(size, pinned=True) for size in sizes] == [28 * mib, 60 * mib, 64 * mib]
+    sizes = (10 * mib, 400 * mib, 2000 * mib)
+    assert [_group_bytes(size, pinned=True) for size in sizes] == [16 * mib, 40 * mib, 64 * mib]
     assert [_group_bytes(size, pinned=False) for size in sizes] == [32 * mib] * 3
+    key = torch.empty(2, 64 * 1024, 64)  # 32 MiB
+    source = Plain(State((), 0, "", ((key, key),) * 7))
+    assert transfer._groups(source, pinned=True) == [(index, index + 1) for index in range(7)]
+    small = Plain(State((), 0, "", ((key[:, :6400], key[:, :6400]),) * 7))
+    assert transfer._groups(small, pinned=True) == [(0, 2), (2, 4), (4, 6), (6, 7)]
+    assert transfer._groups(small, pinned=False) == [(0, 2), (2, 7)]

@@ -98,6 +98,8 @@ class StaticForward:
         self._lock = threading.Lock()
         self._lent = False
         self._block: Tensor | None = None
+        # For the next answer: making one takes as long as some layers.
+        self._spare: PlacedCache | None = None
         self._steps: OrderedDict[tuple[int, int], _Step] = OrderedDict()
         self._pool: Any = None
         self.captures = 0
@@ -112,8 +114,8 @@ class StaticForward:
             if self.refusal or self._lent or not self._make_room(bucket(capacity + WIDTHS[-1])):
                 return None
             self._lent = True
-        assert self._block is not None  # set by _make_room
-        lent = PlacedCache(len(self._block), block=self._block, forward=self)
+        lent = self._spare or self._cache()
+        self._spare, lent.forward = None, self
         weakref.finalize(lent, self._take_back)
         return lent
 
@@ -140,7 +142,12 @@ class StaticForward:
             run()
         self.replays += 1
         cache.advance(start + count)
+        self._spare = self._spare or self._cache()  # while the GPU works
         return step.logits().clone()
+
+    def _cache(self) -> PlacedCache:
+        assert self._block is not None  # set by _make_room
+        return PlacedCache(len(self._block), block=self._block)
 
     def _take_back(self) -> None:
         self._lent = False
@@ -160,6 +167,7 @@ class StaticForward:
             if like.is_cuda and need > _SHARE * torch.cuda.get_device_properties(like.device).total_memory:
                 return False
             self._steps.clear()
+            self._spare = None
             self._pool = None  # graphs' memory is gone with the last of them
             self._block = None
             with torch.inference_mode(False):  # so that the buffers can also be written outside of it
@@ -215,7 +223,7 @@ class StaticForward:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         pieces = _Pieces(self._pool)
         # A single token is read behind states that are there.
-        firsts = range(_PIECE, model.layers, _PIECE) if len(static) > 3 else range(0)
+        firsts = [*range(_PIECE, model.layers - 1, _PIECE), model.layers - 1] if len(static) > 3 else []
         with torch.cuda.stream(side), pieces, _before(cache, firsts, pieces.cut):
             logits = _pass(model, cache, static, reach)
         ends = [*firsts, model.layers]

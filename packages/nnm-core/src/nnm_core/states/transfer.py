@@ -3,13 +3,14 @@
 A state is copied group by group of layers on a stream of its own, in the form in which it is stored; on another stream
 it is unpacked, rotated and written into the cache. A group is brought when the first of its layers is to be computed,
 so that the first layers attend to the state while the last ones are still on the bus, or still in a file. States that
-are not in pinned memory (mapped files) go through two pinned buffers that are filled by all cores.
+are not in pinned memory (mapped files) are copied there first, by all cores, a group ahead.
 """
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -27,9 +28,10 @@ from nnm_core.storage.mapped import read_into
 
 # The question begins when the first group has come, and at the end the last layers wait for the last one: small groups
 # are good for both; but each costs some tenths of a millisecond of Python.
+_FIRST_LAYERS = 2
 _STAGED_BYTES = 32 * 2**20
-_PINNED_BYTES = (28 * 2**20, 64 * 2**20)
-_PINNED_GROUPS = 7
+_PINNED_BYTES = (16 * 2**20, 64 * 2**20)
+_PINNED_GROUPS = 10
 _ALIGN = 64
 
 
@@ -153,16 +155,13 @@ def staging_of(model: LoadedModel) -> Staging:
 
 
 class Staging:
-    """A stream for copies, one for rotating what has come, and two pinned buffers. May be used by several threads."""
+    """A stream for copies, one for rotating what has come, and a thread that reads ahead. For any number of threads."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.places = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._lock = threading.Lock()
-        self._pinned: list[Tensor] = []
-        self._free: list[torch.cuda.Event] = []
-        self._turn = 0
+        self._reader = ThreadPoolExecutor(1, "nnm-ahead")
 
     def bring(self, source: Packed, tokens: int, put: Callable[[int, Tensor, Tensor], None]) -> Iterator[int]:
         """Bring a state group by group of layers, one at each step; gives how many layers have come.
@@ -197,48 +196,53 @@ class Staging:
 
     def _sent(self, source: Packed) -> Iterator[tuple[int, Sequence[Tensor], torch.cuda.Event | None]]:
         """Groups of layers on the device: index of the first, what they are made of, what tells that they arrived."""
-        count, one = source.layers, source.part(0, 1)[0]
-        pinned, there = one.is_pinned(), one.device == self._device
-        size = max(1, _group_bytes(source.nbytes, pinned=pinned) * count // max(source.nbytes, 1))
-        if there:  # nothing has to cross the bus
-            size = count
+        one = source.part(0, 1)[0]
+        pinned = one.is_pinned()
         for stream in (self.stream, self.places):
             if stream is not None:
                 stream.wait_stream(torch.cuda.current_stream())  # what used the buffers before must be done with them
-        firsts = range(0, count, size)
-        sent = (self._send(source.part(first, first + size)) for first in firsts)
+        groups = [(0, source.layers)] if one.device == self._device else _groups(source, pinned=pinned)
         # Of what lies in pinned memory all is sent before anything is done with it.
-        for first, (part, arrived) in zip(firsts, list(sent) if pinned else sent, strict=True):
+        parts = (source.part(*group) for group in groups) if pinned else self._ahead(source, groups)
+        sent = (self._send(part) for part in parts)
+        for (first, _), (part, arrived) in zip(groups, list(sent) if pinned else sent, strict=True):
             yield first, part, arrived
+
+    def _ahead(self, source: Packed, groups: Sequence[tuple[int, int]]) -> Iterator[Sequence[Tensor]]:
+        """The groups in pinned memory where they have to cross the bus, one read while the one before is used."""
+        if self.stream is None or source.part(0, 1)[0].device == self._device:
+            yield from (source.part(*group) for group in groups)
+            return
+        reading = deque(self._reader.submit(_pinned, source, *group) for group in groups[:2])
+        for group in [*groups[2:], None, None][: len(groups)]:
+            part = reading.popleft().result()
+            if group is not None:
+                reading.append(self._reader.submit(_pinned, source, *group))
+            yield part
 
     def _send(self, part: Sequence[Tensor]) -> tuple[Sequence[Tensor], torch.cuda.Event | None]:
         """A group on the device, and what tells that it has arrived; None where nothing has to be waited for."""
         if self.stream is None or part[0].device == self._device:
             return [tensor.to(self._device) for tensor in part], None
         with torch.cuda.stream(self.stream):
-            return self._to(self._device, part), self.stream.record_event()
+            return [tensor.to(self._device, non_blocking=True) for tensor in part], self.stream.record_event()
 
-    def _to(self, device: torch.device, part: Sequence[Tensor]) -> Sequence[Tensor]:
-        if all(tensor.is_pinned() for tensor in part):
-            return [tensor.to(device, non_blocking=True) for tensor in part]
-        ends = list(accumulate(-(-tensor.nbytes // _ALIGN) * _ALIGN for tensor in part))
-        with self._lock:
-            self._reserve(ends[-1])
-            self._turn = 1 - self._turn
-            self._free[self._turn].synchronize()  # the copy before the last has left this buffer
-            pinned = self._pinned[self._turn][: ends[-1]]
-            for tensor, view in zip(part, _views(pinned, part, ends), strict=True):
-                _fill(view, tensor)
-            found = pinned.to(device, non_blocking=True)
-            self._free[self._turn].record(self.stream)
-        return _views(found, part, ends)
 
-    def _reserve(self, nbytes: int) -> None:
-        if not self._pinned or self._pinned[0].numel() < nbytes:
-            for event in self._free:
-                event.synchronize()
-            self._pinned = [torch.empty(nbytes, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-            self._free = [torch.cuda.Event() for _ in range(2)]
+def _groups(source: Packed, *, pinned: bool) -> list[tuple[int, int]]:
+    """The runs of layers that are brought together: first and last + 1 of each. The first is short: all wait for it."""
+    size = max(1, _group_bytes(source.nbytes, pinned=pinned) * source.layers // max(source.nbytes, 1))
+    firsts = [0, *range(min(size, _FIRST_LAYERS), source.layers, size)]
+    return list(zip(firsts, [*firsts[1:], source.layers], strict=True))
+
+
+def _pinned(source: Packed, first: int, last: int) -> Sequence[Tensor]:
+    """A group in pinned memory, all of it in one storage; torch keeps such memory, once used, for the next one."""
+    part = source.part(first, last)
+    ends = list(accumulate(-(-tensor.nbytes // _ALIGN) * _ALIGN for tensor in part))
+    views = _views(torch.empty(ends[-1], dtype=torch.uint8, pin_memory=True), part, ends)
+    for tensor, view in zip(part, views, strict=True):
+        _fill(view, tensor)
+    return views
 
 
 def _group_bytes(nbytes: int, *, pinned: bool) -> int:
