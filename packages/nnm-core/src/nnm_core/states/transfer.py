@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate
+from itertools import accumulate, islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ _STAGED_BYTES = 32 * 2**20
 _PINNED_BYTES = (16 * 2**20, 64 * 2**20)
 _PINNED_GROUPS = 10
 _ALIGN = 64
+T = TypeVar("T")
 
 
 class HostState(PlacedState):
@@ -197,28 +199,20 @@ class Staging:
     def _sent(self, source: Packed) -> Iterator[tuple[int, Sequence[Tensor], torch.cuda.Event | None]]:
         """Groups of layers on the device: index of the first, what they are made of, what tells that they arrived."""
         one = source.part(0, 1)[0]
-        pinned = one.is_pinned()
+        pinned, there = one.is_pinned(), one.device == self._device
         for stream in (self.stream, self.places):
             if stream is not None:
                 stream.wait_stream(torch.cuda.current_stream())  # what used the buffers before must be done with them
-        groups = [(0, source.layers)] if one.device == self._device else _groups(source, pinned=pinned)
-        # Of what lies in pinned memory all is sent before anything is done with it.
-        parts = (source.part(*group) for group in groups) if pinned else self._ahead(source, groups)
-        sent = (self._send(part) for part in parts)
-        for (first, _), (part, arrived) in zip(groups, list(sent) if pinned else sent, strict=True):
+        groups = [(0, source.layers)] if there else _groups(source, pinned=pinned)
+        if pinned or there or self.stream is None:
+            parts = (source.part(*group) for group in groups)
+        else:
+            reading = _ahead(self._reader.submit(_pinned, source, *group) for group in groups)
+            parts = (read.result() for read in reading)
+        # What lies in pinned memory is sent ahead, so that the bus does not wait for Python.
+        sent = map(self._send, parts)
+        for (first, _), (part, arrived) in zip(groups, _ahead(sent) if pinned else sent, strict=True):
             yield first, part, arrived
-
-    def _ahead(self, source: Packed, groups: Sequence[tuple[int, int]]) -> Iterator[Sequence[Tensor]]:
-        """The groups in pinned memory where they have to cross the bus, one read while the one before is used."""
-        if self.stream is None or source.part(0, 1)[0].device == self._device:
-            yield from (source.part(*group) for group in groups)
-            return
-        reading = deque(self._reader.submit(_pinned, source, *group) for group in groups[:2])
-        for group in [*groups[2:], None, None][: len(groups)]:
-            part = reading.popleft().result()
-            if group is not None:
-                reading.append(self._reader.submit(_pinned, source, *group))
-            yield part
 
     def _send(self, part: Sequence[Tensor]) -> tuple[Sequence[Tensor], torch.cuda.Event | None]:
         """A group on the device, and what tells that it has arrived; None where nothing has to be waited for."""
@@ -226,6 +220,15 @@ class Staging:
             return [tensor.to(self._device) for tensor in part], None
         with torch.cuda.stream(self.stream):
             return [tensor.to(self._device, non_blocking=True) for tensor in part], self.stream.record_event()
+
+
+def _ahead(items: Iterator[T], count: int = 2) -> Iterator[T]:
+    """The items, each when `count` more have been begun."""
+    begun = deque(islice(items, count))
+    for item in items:
+        begun.append(item)
+        yield begun.popleft()
+    yield from begun
 
 
 def _groups(source: Packed, *, pinned: bool) -> list[tuple[int, int]]:
