@@ -145,9 +145,9 @@ def _elsewhere(path: Path) -> str:
     versions = {"Python": config.get("python", ""), **config.get("versions", {})}
     facts = [str(where), *(str(config.get(key, "")) for key in ("device", "model", "date"))]
     facts += [f"{package} {version}" for package, version in versions.items() if version]
-    return "\n\n".join(
-        [f"### {title}", made + ", ".join(dict.fromkeys(f for f in facts if f)), *rendered(name, result)]
-    )
+    said = made + ", ".join(dict.fromkeys(fact for fact in facts if fact))
+    notes = [config["note"]] if "note" in config else []
+    return "\n\n".join([f"### {title}", said, *notes, *rendered(name, result)])
 
 
 def rendered(name: str, result: Mapping[str, Any]) -> list[str]:

@@ -327,11 +327,16 @@ def answer(model: LoadedModel, plan: Callable[[], Plan], decoded: int = 0) -> tu
     return first, (time.perf_counter() - began - first) / max(decoded, 1), tokens
 
 
+class NoGraphs:
+    """Stands where a model's static passes are looked for, and has none."""
+
+    def lend(self, capacity: int) -> None:
+        """No buffers, whatever is asked for."""
+
+
 def plainly(model: LoadedModel) -> LoadedModel:
-    """The same model without static passes: a workspace that says that it is refused."""
-    static = object.__new__(type(static_forward(model)))
-    static.__dict__.update(static_forward(model).__dict__, refusal="measured without")
-    return replace(model, workspace={**model.workspace, "static": static})
+    """The same model without static passes."""
+    return replace(model, workspace={**model.workspace, "static": NoGraphs()})
 
 
 # (the model that answers, the plan, which codec's file is thrown out of the page cache before)
