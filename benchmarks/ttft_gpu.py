@@ -45,16 +45,15 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, Qwen2Config
+from random_models import SHAPES, random_model
 
 from nnm_core.evaluation.benchmark import command
 from nnm_core.injection.costs import evict
 from nnm_core.injection.plan import Plan, make_plan, read_plan
 from nnm_core.injection.prefill import forward, prefill
 from nnm_core.injection.static import static_forward
-from nnm_core.model import attention
 from nnm_core.model.load import LoadedModel
-from nnm_core.model.positions import embedding_weight, measure_positions
+from nnm_core.model.positions import embedding_weight
 from nnm_core.model.prompt import Segment
 from nnm_core.records import Memory
 from nnm_core.states.capture import EMPTY, capture, place
@@ -62,17 +61,7 @@ from nnm_core.states.codecs import Reader, make_codec, manifest_of
 from nnm_core.states.state import PlacedState, State
 from nnm_core.storage.blobs import BlobStore, open_blobs
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "7b": {
-        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-        "num_key_value_heads": 4, "vocab_size": 152064,
-    },
-    "tiny": {
-        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 320,
-    },
-}  # fmt: skip
-SUFFIX, DECODED, CONTEXT = 64, 64, 65536
+SUFFIX, DECODED = 64, 64
 MEMORY = Memory("m", "", {}, "benchmark")
 
 
@@ -154,31 +143,6 @@ def broken(model: LoadedModel) -> bool:
     except RuntimeError:
         return True
     return False
-
-
-class NoTokenizer:
-    """Stands where a tokenizer would; these benchmarks have token ids."""
-
-    eos_token_id = None
-
-
-def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
-    """A model of that shape made on the device, ready for the engine."""
-    rope = {"rope_type": "default", "rope_theta": 1e6}
-    settings = Qwen2Config(**SHAPES[shape], max_position_embeddings=CONTEXT, rope_parameters=rope)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    torch.manual_seed(0)
-    try:
-        with device:
-            hf = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation="sdpa")
-    finally:
-        torch.set_default_dtype(before)
-    hf = hf.to(device).eval().requires_grad_(False)
-    intervenes = attention.install(hf, "sdpa")
-    no_tokenizer: Any = NoTokenizer()
-    positions = measure_positions(hf, shape)
-    return LoadedModel(shape, hf, no_tokenizer, device, dtype, CONTEXT, intervenes, positions, shape, shape)
 
 
 def ceilings(model: LoadedModel) -> dict[str, Any]:
