@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnm_core.injection.split_attention import BLOCKS, refuse_other_terms
 from nnm_core.model.attention import Attend
 
-# Thread blocks that fill the largest GPUs; queries of one block of the kernel.
-_BLOCKS = 132
+# Queries of one block of the kernel.
 _QUERIES = 128
 # A shorter prefix takes as long with a mask, in fewer kernels.
 SHORTEST_PREFIX = 3072
@@ -49,13 +49,12 @@ class PrefixAttention:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """See `AttentionIntervention`; query [1, heads, queries, head_dim], key and value [1, kv_heads, reach, ...]."""
-        if any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "s_aux")):
-            raise ValueError("this attention has terms that the fixed pass does not know")
+        refuse_other_terms(kwargs)
         _, heads, queries, dim = query.shape
         kv_heads, scale = key.shape[1], kwargs["scaling"]
         group = heads // kv_heads
         rows = group * queries
-        parts = self._parts or max(1, round(_BLOCKS / (kv_heads * -(-rows // _QUERIES))))
+        parts = self._parts or max(1, round(BLOCKS / (kv_heads * -(-rows // _QUERIES))))
         packed, prefix, single, own = self._tables_of(rows, queries, parts)
         keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
         grouped = query[0].unflatten(0, (kv_heads, group)).permute(1, 2, 0, 3)  # [group, queries, kv_heads, head_dim]

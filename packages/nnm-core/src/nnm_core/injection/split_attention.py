@@ -8,6 +8,7 @@ their log-sum-exp, as in Flash-Decoding (Dao et al., 2023):
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from nnm_core.model.attention import Attend
 
-# Thread blocks that fill the largest GPUs; queries of one block of the kernel.
-_BLOCKS = 132
+# Thread blocks that fill the largest GPUs.
+BLOCKS = 132
+# Queries of one block of the kernel.
 _QUERIES = 64
 _SHORTEST_PART = 128
 
@@ -30,6 +32,12 @@ def visible(positions: Tensor, reach: int, dtype: torch.dtype) -> Tensor:
     places = torch.arange(reach, device=positions.device)
     unseen = places[None] > positions[:, None]
     return torch.zeros(unseen.shape, dtype=dtype, device=positions.device).masked_fill_(unseen, hidden)
+
+
+def refuse_other_terms(kwargs: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a model asks for more than scores and a mask."""
+    if any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "s_aux")):
+        raise ValueError("this attention has terms that the fixed pass does not know")
 
 
 class SplitAttention:
@@ -52,8 +60,7 @@ class SplitAttention:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """See `AttentionIntervention`; query [1, heads, queries, head_dim], key and value [1, kv_heads, keys, ...]."""
-        if any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "s_aux")):
-            raise ValueError("this attention has terms that the fixed pass does not know")
+        refuse_other_terms(kwargs)
         _, heads, queries, dim = query.shape
         kv_heads, keys = key.shape[1], key.shape[2]
         group = heads // kv_heads
@@ -76,7 +83,7 @@ class SplitAttention:
 def _parts(kv_heads: int, queries: int, keys: int) -> int:
     """Enough parts to fill the GPU, but none shorter than a few steps of the kernel."""
     parts = 1
-    while parts * kv_heads * -(-queries // _QUERIES) < _BLOCKS and keys % (2 * parts * _SHORTEST_PART) == 0:
+    while parts * kv_heads * -(-queries // _QUERIES) < BLOCKS and keys % (2 * parts * _SHORTEST_PART) == 0:
         parts *= 2
     return parts
 

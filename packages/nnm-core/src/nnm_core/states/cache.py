@@ -243,19 +243,14 @@ class PlacedCache(Cache):
             return None
         return block[first : first + layers, :, :, start : start + tokens]
 
-    def write(self, first: int, keys: Tensor, values: Tensor, start: int) -> None:
-        """Put states of the layers ``first ...`` at the places ``start ...``; `advance` makes them count.
+    def append(self, first: int, keys: Tensor, values: Tensor) -> None:
+        """Write states [layers, kv_heads, tokens, head_dim] behind those that the layers ``first ...`` have.
 
         Args:
-            keys, values: [layers, kv_heads, tokens, head_dim], keys as they are to be attended.
+            keys: as they are to be attended.
         """
-        room = self.room(first, len(keys), start, keys.shape[-2])
-        if room is not None:
-            room[:, 0].copy_(keys)
-            room[:, 1].copy_(values)
-            return
-        for index, (key, value) in enumerate(zip(keys, values, strict=True), start=first):
-            self.placed[index].append(key[None], value[None])
+        for layer, key, value in zip(self.placed[first : first + len(keys)], keys, values, strict=True):
+            layer.append(key[None], value[None])
 
     def copy(self, start: int, end: int) -> tuple[LayerStates, ...]:
         """Keys and values of the places ``start ... end - 1`` in every layer, [kv_heads, tokens, head_dim] each, in

@@ -91,10 +91,10 @@ class HostState(PlacedState):
             cache.expect(staging.bring(source, tokens, partial(_put, room, turn)))
             return
 
-        def write(first: int, keys: Tensor, values: Tensor) -> None:
-            cache.write(first, turn(first, keys), values, at)
+        def append(first: int, keys: Tensor, values: Tensor) -> None:
+            cache.append(first, turn(first, keys), values)
 
-        for _ in staging.bring(source, tokens, write):  # at once: buffers of single layers are made as states come
+        for _ in staging.bring(source, tokens, append):  # at once: buffers of single layers are made as states come
             pass
         cache.advance(at + tokens)
 
